@@ -1,0 +1,63 @@
+# Everything here needs python3 (3.11 or newer), make and a package index; the environment is built in .venv on first use.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+BENCH := .venv/.bench-installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo up test lint format test-engine bench bench-core bench-http bench-live clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "warmpath needs Python 3.11 or newer")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable . --group dev
+	$(BIN)/python -c 'import events.blocks, router.core; events.blocks.load_kernels(); router.core.warm_up()'  # compile once
+	@touch $@
+
+demo: $(STAMP) ## four fake workers, real NATS, a real OpenAI client: warm against prediction and round-robin
+	$(BIN)/python -m launch.demo
+
+up: $(STAMP) ## the same stack, left serving on http://127.0.0.1:8000
+	$(BIN)/python -m launch.up
+
+test: $(STAMP) ## the test suite (no GPU, no engine)
+	$(BIN)/python -m pytest
+
+test-engine: $(STAMP) ## the same truths against a real SGLang on the CPU (3 GB, installed once into the cache)
+	$(BIN)/python tests/engine/install.py
+	$(BIN)/python -m pytest tests/engine -m engine --timeout 600
+
+lint: $(STAMP) ## format, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(STAMP) ## rewrite to the project's format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+$(BENCH): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group bench
+	@touch $@
+
+bench: bench-core bench-http ## all figures against the rivals' own packages
+
+bench-core: $(BENCH) ## index, hashes, decision, events, tokens; TRACE=FILE adds the trace row
+	$(BIN)/python -m benchmarks.core $(if $(TRACE),--trace $(TRACE)) --json benchmarks/results/core.json
+	$(BIN)/python -m benchmarks.decision --json benchmarks/results/decision.json
+	$(BIN)/python -m benchmarks.events --json benchmarks/results/events.json
+	$(BIN)/python -m benchmarks.tokens --json benchmarks/results/tokens.json
+
+bench-http: $(BENCH) ## bytes, against sglang-router, smg and vllm-router; needs cc and wrk
+	$(BIN)/python -m benchmarks.http --json benchmarks/results/http.json
+
+bench-live: $(STAMP) ## TRACE=FILE: a slice of a Mooncake trace through the whole live stack
+	$(BIN)/python -m benchmarks.live $(TRACE)
+
+clean: ## remove the environment and caches
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,138 @@
+"""Every message that crosses the network, and its codec.
+
+Messages are msgpack arrays (fields by position, so fields are only ever appended, with a default) of msgspec structs. Hashes
+travel as raw little-endian uint64, 8 bytes a block; no token leaves a worker. Event names are past tense.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+class Tier(enum.IntEnum):
+    """Where a worker holds a block, fastest first."""
+
+    DEVICE = 0
+    HOST = 1
+    DISK = 2
+
+
+def pack_hashes(hashes: NDArray[np.uint64]) -> bytes:
+    """uint64 (n,) → n * 8 little-endian bytes. O(n)."""
+    return hashes.astype("<u8", copy=False).tobytes()
+
+
+def unpack_hashes(data: bytes) -> NDArray[np.uint64]:
+    """N * 8 little-endian bytes → read-only uint64 (n,), without a copy. O(1).
+
+    :raises ValueError: the length is no multiple of 8.
+    """
+    return np.frombuffer(data, "<u8")
+
+
+class BlocksStored(msgspec.Struct, frozen=True, array_like=True, tag="S", gc=False):
+    """A rank now holds these prefixes."""
+
+    hashes: bytes
+    """Sequence hashes, see `pack_hashes`; shorter prefixes first."""
+    tier: Tier = Tier.DEVICE
+
+
+class BlocksRemoved(msgspec.Struct, frozen=True, array_like=True, tag="R", gc=False):
+    """A rank no longer holds these prefixes in this tier (it may in another)."""
+
+    hashes: bytes
+    tier: Tier = Tier.DEVICE
+
+
+class CacheCleared(msgspec.Struct, frozen=True, array_like=True, tag="C", gc=False):
+    """A rank holds nothing any more, in any tier."""
+
+
+CacheEvent = BlocksStored | BlocksRemoved | CacheCleared
+
+
+class KvEvents(msgspec.Struct, frozen=True, array_like=True, tag="kv"):
+    """What changed in one rank's cache, in causal order: apply `events` strictly one after another."""
+
+    worker_id: str
+    rank: int
+    epoch: int
+    """Changes whenever the engine or its adapter restarts; grows with time."""
+    seq: int
+    """0, 1, 2, … within an epoch, without a gap."""
+    events: list[CacheEvent]
+    published_at: float = 0.0
+    """Unix seconds at the adapter."""
+
+
+class SnapshotRequest(msgspec.Struct, frozen=True, array_like=True, tag="snap?"):
+    """Asks an adapter for all that one rank holds; answered by one or more `SnapshotChunk`."""
+
+    worker_id: str
+    rank: int
+
+
+class SnapshotChunk(msgspec.Struct, frozen=True, array_like=True, tag="snap"):
+    """A part of what a rank held right after event `seq` of `epoch`; all chunks of a snapshot carry the same watermark."""
+
+    worker_id: str
+    rank: int
+    epoch: int
+    seq: int
+    """The watermark: last sequence number that the snapshot includes; -1 before the first event."""
+    index: int
+    count: int
+    stored: list[BlocksStored]
+
+
+class WorkerLoad(msgspec.Struct, frozen=True, array_like=True, tag="load"):
+    """What one rank's scheduler reports of itself. None: the engine did not say (never to be read as zero)."""
+
+    worker_id: str
+    rank: int
+    epoch: int
+    running_requests: int
+    waiting_requests: int
+    used_tokens: int
+    """Tokens of running requests; evictable cached tokens are not counted."""
+    capacity_tokens: int
+    waiting_uncached_tokens: int | None = None
+    max_running_requests: int | None = None
+    total_prefill_uncached_tokens: int | None = None
+    """Running total: uncached tokens prefilled since the engine started."""
+    total_prefill_busy_seconds: float | None = None
+    """Running total: time spent in prefill since the engine started."""
+    reported_at: float = 0.0
+    """Unix seconds at the adapter."""
+
+
+Message = KvEvents | SnapshotRequest | SnapshotChunk | WorkerLoad
+
+_ENCODER = msgspec.msgpack.Encoder()
+_DECODER = msgspec.msgpack.Decoder(Message)
+
+
+def encode(message: Message) -> bytes:
+    """A message's wire form. O(size)."""
+    return _ENCODER.encode(message)
+
+
+def decode(data: bytes) -> Message:
+    """A message from its wire form. O(size).
+
+    :raises msgspec.DecodeError: not msgpack, not a known message, or a field of the wrong type
+        (`msgspec.ValidationError`, a subclass, names the field).
+    """
+    try:
+        message: Message = _DECODER.decode(data)
+    except (UnicodeDecodeError, RecursionError) as error:  # msgspec lets these two through
+        raise msgspec.DecodeError(str(error)) from error
+    return message

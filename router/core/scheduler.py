@@ -1,0 +1,500 @@
+"""The composition: match → filter → score → pick → book."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from itertools import count
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from events.messages import BlocksRemoved, BlocksStored, CacheCleared, Tier, unpack_hashes
+from router.core import decision_kernels as kernels
+from router.core.chance import Chance
+from router.core.decision import Candidate, Decision, NoTarget, Placement
+from router.core.fleet import Fleet, FleetView
+from router.core.index import DEFAULT_MAX_BLOCKS, IndexStatistics, PrefixIndex
+from router.core.load import Booking, Bookings, Reported, ReportedLoads
+from router.core.policy import filters
+from router.core.predicted import PredictedPresence, PredictedStatistics
+from router.core.presence import as_hashes
+from router.core.rate import PrefillRates, RateStatistics
+from router.core.request import RoutingRequest, Target
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from random import Random
+
+    from numpy.typing import NDArray
+
+    from events.messages import CacheEvent, WorkerLoad
+    from router.core.overlap import Overlap
+    from router.core.policy import Policy
+
+__all__ = ["NoTarget", "Placement", "RoutingRequest", "Scheduler", "SchedulerStatistics", "Target", "TargetState"]
+
+logger = logging.getLogger(__name__)
+
+_EXACT_SHARE = 16
+"""Of a cache whose events come, that part is expected to be predicted at any time; of one without events, all of it."""
+_MOST_EXPECTED = 1 << 20
+"""Predictions for which room is made before they come."""
+
+
+class TargetState(NamedTuple):
+    """One target, as the scheduler sees it now."""
+
+    target: Target
+    model: str
+    available: bool
+    exact: bool
+    capacity_blocks: int
+    device_blocks: int
+    """Held by what its events say; so the next two."""
+    host_blocks: int
+    disk_blocks: int
+    predicted_blocks: int
+    requests: list[str]
+    """Ids of the requests booked there."""
+    prefill_tokens: int
+    """Uncached tokens booked there that still wait for their request's first token."""
+    decode_blocks: int
+    context_tokens: int
+    prefill_rate: float
+    """Tokens per second."""
+    reported: Reported | None
+
+
+class SchedulerStatistics(NamedTuple):
+    """Sizes now, and counts since the start."""
+
+    targets: int
+    requests: int
+    """Booked now."""
+    placements: int
+    refusals: dict[str, int]
+    """`NoTarget` by reason."""
+    unknown_requests: int
+    """Calls about requests that are not booked: freed before, or never placed; ignored."""
+    unknown_targets: int
+    """Calls about targets that are not there, such as late events; ignored."""
+    repeated_first_tokens: int
+    expected_cached_tokens: int
+    """What placements promised, summed over first tokens for which the engine told what was true: `actual_cached_tokens`."""
+    actual_cached_tokens: int
+    exact: IndexStatistics
+    predicted: PredictedStatistics
+    rates: RateStatistics
+
+
+class Scheduler:
+    """Decides which target takes a request, and keeps what it decides by: presence, load and rates of every target.
+
+    Times are seconds of one clock that does not go backwards, passed in as `now`. The same calls with the same seed give the same
+    placements. Every call returns at once and leaves the state consistent; calls must not overlap (one thread, or one event loop).
+
+    :param block_size: tokens in a block of the sequence hashes.
+    :param prediction_ttl_seconds: how long a prediction lasts on a target without events.
+    :param exact_prediction_ttl_seconds: the same on a target with events, where it only has to last until the event comes.
+    :param max_index_blocks: bound of the index, in distinct prefixes; beyond it the least recently used go.
+    :raises ValueError: `block_size` is below 1.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        block_size: int,
+        *,
+        prediction_ttl_seconds: float = 120.0,
+        exact_prediction_ttl_seconds: float = 5.0,
+        max_index_blocks: int = DEFAULT_MAX_BLOCKS,
+        seed: int = 0,
+    ) -> None:
+        if block_size < 1:
+            raise ValueError(f"block_size must be at least 1, not {block_size}")
+        self._policy = policy
+        self._block_size = block_size
+        self._ttl_seconds = {False: prediction_ttl_seconds, True: exact_prediction_ttl_seconds}
+        self._chance = Chance(seed)
+        self._fleet = Fleet()
+        self._index = PrefixIndex(max_index_blocks)
+        self._predicted = PredictedPresence()
+        self._matcher = self._index.matcher(0, self._predicted.table)
+        self._bookings = Bookings()
+        self._reported = ReportedLoads()
+        self._rates = PrefillRates()
+        self._tickets = count()
+        self._placements = 0
+        self._refusals: dict[str, int] = {}
+        self._unknown_targets = 0
+        self._expected_cached_tokens = self._actual_cached_tokens = 0
+
+    # ---- fleet
+
+    def add_target(
+        self,
+        target: Target,
+        *,
+        capacity_tokens: int,
+        model: str,
+        page_size: int = 1,
+        exact: bool = True,
+        max_running_requests: int | None = None,
+    ) -> int:
+        """A target is there, empty and available; returns its slot. `exact`: it publishes cache events.
+
+        :raises ValueError: it is there already, or a size is not positive.
+        """
+        for name, value in (("capacity_tokens", capacity_tokens), ("page_size", page_size)):
+            if value < 1:
+                raise ValueError(f"{name} of {target} must be at least 1, not {value}")
+        capacity_blocks = capacity_tokens // self._block_size
+        slot = self._fleet.add(
+            target,
+            capacity_blocks=capacity_blocks,
+            model=model,
+            page_size=page_size,
+            exact=exact,
+            max_running_requests=max_running_requests,
+        )
+        self._matcher = self._index.matcher(self._fleet.slots, self._predicted.table)
+        expected_blocks = len(self._fleet) * (capacity_blocks // _EXACT_SHARE if exact else capacity_blocks)
+        self._predicted.add_target(
+            slot, self._ttl_seconds[exact], capacity_blocks, min(expected_blocks, _MOST_EXPECTED)
+        )
+        self._bookings.add_target(slot)
+        self._reported.add_target(slot)
+        self._rates.add_target(slot)
+        return slot
+
+    def remove_target(self, target: Target) -> list[str]:
+        """A target is gone, with all that was known of it; returns the ids of the requests that were booked there."""
+        slot = self._known(target)
+        if slot is None:
+            return []
+        self._fleet.remove(target)
+        self._index.clear(slot)
+        self._predicted.remove_target(slot)
+        self._reported.remove_target(slot)
+        self._rates.remove_target(slot)
+        return [booking.request_id for booking in self._bookings.remove_target(slot)]
+
+    def set_available(self, target: Target, available: bool) -> None:
+        """Whether new requests may go there; what is known of it and booked there stays."""
+        slot = self._known(target)
+        if slot is not None:
+            self._fleet.columns["available"][slot] = available
+
+    def set_exact(self, target: Target, exact: bool) -> None:
+        """Whether a target's events are in step now; while they are not, what is sent there is predicted for longer. O(n)."""
+        slot = self._known(target)
+        if slot is not None and self._fleet.columns["exact"][slot] != exact:
+            self._fleet.columns["exact"][slot] = exact
+            self._predicted.set_ttl(slot, self._ttl_seconds[exact])
+
+    # ---- write path
+
+    def apply(self, target: Target, event: CacheEvent) -> None:
+        """Take in what changed in a target's cache. O(blocks).
+
+        :raises ValueError: the event's hashes are no whole number of uint64.
+        """
+        slot = self._known(target)
+        if slot is None:
+            return
+        match event:
+            case BlocksStored(hashes, tier):
+                self._store(slot, unpack_hashes(hashes), tier)
+            case BlocksRemoved(hashes, tier):
+                self._index.remove(slot, unpack_hashes(hashes), tier)
+            case CacheCleared():
+                self._index.clear(slot)
+                self._predicted.clear(slot)
+
+    def restore(self, target: Target, stored: Iterable[BlocksStored]) -> None:
+        """Take a snapshot in place of everything exact that was known of a target. O(blocks).
+
+        :raises ValueError: hashes are no whole number of uint64; nothing was changed then.
+        """
+        slot = self._known(target)
+        if slot is None:
+            return
+        snapshot = [(unpack_hashes(part.hashes), part.tier) for part in stored]
+        self._index.clear(slot)
+        for hashes, tier in snapshot:
+            self._store(slot, hashes, tier)
+
+    def report_load(self, target: Target, load: WorkerLoad, now: float) -> None:
+        """Take in what an engine says of its load. O(1)."""
+        slot = self._known(target)
+        if slot is not None:
+            self._reported.report(slot, load, now)
+            self._rates.report(slot, load)
+        self._predicted.expire(now)
+
+    # ---- read path
+
+    def place(self, request: RoutingRequest, now: float) -> Placement:
+        """Choose a target and book the request there. O(blocks + targets).
+
+        :raises NoTarget: no target may take it.
+        :raises ValueError: its id is booked already, it has more hashes than full blocks, or the policy's scores are unfit.
+        """
+        if request.request_id in self._bookings:
+            raise ValueError(f"request {request.request_id!r} is booked already")
+        overlap = self._match(request, now)
+        fleet = self._view(request, overlap, self._filter(request), now)
+        chance = self._chance.of(self._placements)
+        scores = self._score(request, fleet, chance)
+        slot = self._policy.pick(scores, fleet.eligible, chance)
+        placement = self._placement(request, slot, fleet, scores)
+        self._book(request, slot, fleet, now)
+        return placement
+
+    def explain(self, request: RoutingRequest, now: float) -> Decision:
+        """What `place` would do if it were called instead, and why. Nothing is booked, and no later decision changes.
+
+        :raises ValueError: as `place`, except that the request may be booked.
+        """
+        overlap = self._match(request, now)
+        try:
+            eligible = filters.eligible(self._fleet, request)
+        except NoTarget as none:
+            fleet = self._view(request, overlap, np.zeros(self._fleet.slots, np.bool_), now)
+            return Decision(request.request_id, self._policy.name, self._candidates(request, fleet), None, str(none))
+        fleet = self._view(request, overlap, eligible, now)
+        chance = self._chance.of(self._placements)
+        scores = self._score(request, fleet, chance)
+        slot = self._policy.pick(scores, eligible, chance)
+        candidates = self._candidates(request, fleet, scores, slot)
+        return Decision(request.request_id, self._policy.name, candidates, self._fleet.target(slot), None)
+
+    def first_token(self, request_id: str, cached_tokens: int | None, now: float) -> None:
+        """A request's prefill is done; `cached_tokens` is what the engine says it did not have to compute. O(1)."""
+        self._predicted.expire(now)  # here and wherever nobody waits, a decision then finds little to do
+        booking = self._bookings.first_token(request_id)
+        if booking is None:
+            return
+        uncached_tokens = booking.uncached_tokens
+        if cached_tokens is not None:
+            uncached_tokens = max(0, booking.prompt_tokens - cached_tokens)
+            self._expected_cached_tokens += booking.prompt_tokens - booking.uncached_tokens
+            self._actual_cached_tokens += cached_tokens
+        self._rates.prefilled(booking.slot, uncached_tokens, now, still_busy=self._is_prefilling(booking.slot))
+
+    def progress(self, request_id: str, output_tokens: int) -> None:
+        """A request has that many output tokens by now. O(1)."""
+        self._bookings.progress(request_id, output_tokens)
+
+    def free(
+        self, request_id: str, now: float, *, failed: bool = False, generated: NDArray[np.uint64] | None = None
+    ) -> None:
+        """A request is over. O(blocks).
+
+        :param failed: what it was expected to leave in the target's cache is not there.
+        :param generated: sequence hashes of all full blocks of its prompt and output, less the last token, which has no KV: what
+            the engine caches at the end. Counts on targets without events; the others will say so themselves.
+        """
+        self._predicted.expire(now)
+        booking = self._bookings.free(request_id)
+        if booking is None:
+            return
+        if booking.prefilling:
+            self._rates.aborted(booking.slot, now, still_busy=self._is_prefilling(booking.slot))
+        if failed:
+            self._predicted.retract(booking.slot, booking.predicted, booking.ticket)
+        elif generated is not None and not self._fleet.columns["exact"][booking.slot]:
+            cacheable = self._cacheable_blocks(booking.slot, len(generated) * self._block_size)
+            self._predicted.predict(booking.slot, generated[:cacheable], now, booking.ticket)
+
+    # ---- seen from outside
+
+    @property
+    def evicted_prefixes(self) -> int:
+        """Prefixes that the index let go at its bound: targets may still hold them. O(1)."""
+        return self._index.evicted
+
+    def statistics(self) -> SchedulerStatistics:
+        """Sizes and counts. O(targets)."""
+        return SchedulerStatistics(
+            targets=len(self._fleet),
+            requests=len(self._bookings),
+            placements=self._placements,
+            refusals=dict(self._refusals),
+            unknown_requests=self._bookings.unknown_requests,
+            unknown_targets=self._unknown_targets,
+            repeated_first_tokens=self._bookings.repeated_first_tokens,
+            expected_cached_tokens=self._expected_cached_tokens,
+            actual_cached_tokens=self._actual_cached_tokens,
+            exact=self._index.statistics(),
+            predicted=self._predicted.statistics(),
+            rates=self._rates.statistics(),
+        )
+
+    def targets(self) -> list[TargetState]:
+        """Every target's state, in the order of slots. O(targets · requests)."""
+        return [self._state(slot, target) for slot, target in self._fleet.items()]
+
+    def __repr__(self) -> str:
+        return f"Scheduler({self._policy!r}, {len(self._fleet)} targets, {len(self._bookings)} requests)"
+
+    # ---- the steps of a decision
+
+    def _match(self, request: RoutingRequest, now: float) -> Overlap:
+        if len(request.hashes) > request.prompt_tokens // self._block_size:
+            raise ValueError(
+                f"request {request.request_id!r} has {len(request.hashes)} hashes, but {request.prompt_tokens} prompt tokens are"
+                f" {request.prompt_tokens // self._block_size} full blocks of {self._block_size}"
+            )
+        self._predicted.expire(now)
+        return self._matcher(as_hashes(request.hashes))
+
+    def _filter(self, request: RoutingRequest) -> NDArray[np.bool_]:
+        try:
+            return filters.eligible(self._fleet, request)
+        except NoTarget as none:
+            self._refusals[none.reason] = self._refusals.get(none.reason, 0) + 1
+            raise
+
+    def _view(self, request: RoutingRequest, overlap: Overlap, eligible: NDArray[np.bool_], now: float) -> FleetView:
+        static, booked, rates = self._fleet.columns, self._bookings.columns, self._rates.rates()
+        return FleetView(
+            block_size=self._block_size,
+            eligible=eligible,
+            overlap=overlap,
+            active_blocks=partial(self._bookings.active_blocks, request.hashes),
+            uncached_tokens=overlap.uncached_tokens(request.prompt_tokens, self._block_size, static["page_size"]),
+            prefill_tokens=booked["prefill_tokens"],
+            reported_prefill_tokens=self._reported.prefill_tokens(rates, now),
+            active_requests=booked["active_requests"],
+            decode_blocks=booked["decode_blocks"],
+            context_tokens=booked["context_tokens"],
+            prefill_rate=rates,
+            capacity_blocks=static["capacity_blocks"],
+            max_running_requests=static["max_running_requests"],
+            last_placed=static["last_placed"],
+        )
+
+    def _score(self, request: RoutingRequest, fleet: FleetView, chance: Random) -> NDArray[np.float64]:
+        scores = self._policy.score(fleet, request, chance)
+        if scores.shape != fleet.eligible.shape or kernels.has_nan(scores, fleet.eligible):
+            raise ValueError(
+                f"policy {self._policy.name!r} must score each eligible target with a number, not {scores!r}"
+            )
+        return scores
+
+    def _placement(
+        self, request: RoutingRequest, slot: int, fleet: FleetView, scores: NDArray[np.float64]
+    ) -> Placement:
+        device, host, disk, predicted = [blocks.item(slot) for blocks in fleet.overlap]
+        uncached_tokens: int = fleet.uncached_tokens.item(slot)
+        return Placement(
+            target=self._fleet.target(slot),
+            overlap_blocks=device + host + disk + predicted,
+            predicted_blocks=predicted,
+            cached_tokens=request.prompt_tokens - uncached_tokens,
+            uncached_tokens=uncached_tokens,
+            score=float(scores[slot]),
+            predicted_ttft_seconds=fleet.ttft_seconds_of(slot) if self._rates.learned else None,
+        )
+
+    def _book(self, request: RoutingRequest, slot: int, fleet: FleetView, now: float) -> None:
+        booking = Booking(
+            request.request_id,
+            slot,
+            next(self._tickets),
+            request.hashes,
+            request.prompt_tokens,
+            uncached_tokens=fleet.uncached_tokens.item(slot),
+            predicted_from=fleet.overlap.device_blocks.item(slot),
+            predicted_to=self._cacheable_blocks(slot, request.prompt_tokens),
+        )
+        self._rates.started(slot, now)
+        self._predicted.predict(slot, booking.predicted, now, booking.ticket)
+        self._bookings.book(booking)
+        self._fleet.columns["last_placed"][slot] = self._placements
+        self._placements += 1
+
+    # ---- the rest
+
+    def _store(self, slot: int, hashes: NDArray[np.uint64], tier: Tier) -> None:
+        self._index.store(slot, hashes, tier)
+        if tier is Tier.DEVICE:
+            self._predicted.promote(slot, hashes)
+
+    def _cacheable_blocks(self, slot: int, tokens: int) -> int:
+        """Full blocks of a sequence that an engine can cache, given that it caches whole pages."""
+        page_size: int = self._fleet.columns["page_size"].item(slot)
+        return tokens // page_size * page_size // self._block_size
+
+    def _is_prefilling(self, slot: int) -> bool:
+        return bool(self._bookings.columns["prefilling_requests"][slot])
+
+    def _known(self, target: Target) -> int | None:
+        slot = self._fleet.slot(target)
+        if slot is None:
+            if not self._unknown_targets:
+                logger.warning(
+                    "ignored a call about target %s, which is not there; further ones are only counted", target
+                )
+            self._unknown_targets += 1
+        return slot
+
+    def _candidates(
+        self,
+        request: RoutingRequest,
+        fleet: FleetView,
+        scores: NDArray[np.float64] | None = None,
+        chosen: int | None = None,
+    ) -> list[Candidate]:
+        refusals = filters.refusals(self._fleet, request)
+        return [
+            Candidate(
+                target=target,
+                refusal=refusals.get(slot),
+                device_blocks=int(fleet.overlap.device_blocks[slot]),
+                host_blocks=int(fleet.overlap.host_blocks[slot]),
+                disk_blocks=int(fleet.overlap.disk_blocks[slot]),
+                predicted_blocks=int(fleet.overlap.predicted_blocks[slot]),
+                uncached_tokens=int(fleet.uncached_tokens[slot]),
+                prefill_tokens=int(fleet.prefill_tokens[slot]),
+                reported_prefill_tokens=float(fleet.reported_prefill_tokens[slot]),
+                active_requests=int(fleet.active_requests[slot]),
+                decode_blocks=int(fleet.decode_blocks[slot]),
+                prefill_rate=float(fleet.prefill_rate[slot]),
+                score=float(scores[slot]) if scores is not None and slot not in refusals else None,
+                chosen=slot == chosen,
+            )
+            for slot, target in self._fleet.items()
+        ]
+
+    def _state(self, slot: int, target: Target) -> TargetState:
+        static, booked = self._fleet.columns, self._bookings.columns
+        return TargetState(
+            target=target,
+            model=self._fleet.model_name(slot),
+            available=bool(static["available"][slot]),
+            exact=bool(static["exact"][slot]),
+            capacity_blocks=int(static["capacity_blocks"][slot]),
+            device_blocks=self._index.held_blocks(slot, Tier.DEVICE),
+            host_blocks=self._index.held_blocks(slot, Tier.HOST),
+            disk_blocks=self._index.held_blocks(slot, Tier.DISK),
+            predicted_blocks=self._predicted.held_blocks(slot),
+            requests=self._bookings.of(slot),
+            prefill_tokens=int(booked["prefill_tokens"][slot]),
+            decode_blocks=int(booked["decode_blocks"][slot]),
+            context_tokens=int(booked["context_tokens"][slot]),
+            prefill_rate=float(self._rates.rates()[slot]),
+            reported=self._reported.last(slot),
+        )
+
+    def _check(self) -> None:
+        """Assert that the parts are sound, and agree on who is there."""
+        for part in (self._fleet, self._index, self._predicted, self._bookings, self._rates):
+            part._check()  # noqa: SLF001 - a structure checks its parts
+        slots = {slot for slot, _ in self._fleet.items()}
+        for slot in range(self._fleet.slots):
+            if slot not in slots:
+                assert not any(self._index.held_blocks(slot, tier) for tier in Tier)
+                assert not any(self._bookings.columns[name][slot] for name in ("active_requests", "decode_blocks"))

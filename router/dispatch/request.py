@@ -1,0 +1,48 @@
+"""What is carried, and what comes back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from router.core.request import Target
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenRequest:
+    """A prompt in tokens, and how to go on from it."""
+
+    request_id: str
+    """Unique among the requests of this process: it names the booking, and with a suffix the request at the engine."""
+    model: str
+    prompt: NDArray[np.uint32]
+    max_new_tokens: int
+    sampling: Mapping[str, object] = field(default_factory=dict)
+    """SGLang's `sampling_params`, but for `max_new_tokens`."""
+    cache_salt: str | None = None
+    extra_key: str | None = None
+    resumable: bool = True
+    """False: an output begun cannot be continued elsewhere (a grammar would start afresh)."""
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, not {self.max_new_tokens}")
+
+
+class Output(NamedTuple):
+    """The next tokens of a request."""
+
+    token_ids: list[int]
+    target: Target
+    """Who made them."""
+    cached_tokens: int
+    """Prompt tokens that the request's first worker had in its cache."""
+    finish_reason: str | None = None
+    matched: int | str | None = None
+    """The stop token that ended it, if one did; it is the last of `token_ids`."""

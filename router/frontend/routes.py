@@ -1,0 +1,367 @@
+"""The HTTP interface: OpenAI's routes, and the router's own."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import msgspec
+import numpy as np
+from aiohttp import web
+
+from router.core import NoTarget, Target
+from router.dispatch.errors import EngineError
+from router.dispatch.request import TokenRequest
+from router.frontend.completion import Completion
+from router.frontend.errors import (
+    context_length_exceeded,
+    from_dispatch,
+    internal,
+    invalid,
+    model_not_found,
+    no_worker,
+    unsupported,
+)
+from router.frontend.middleware import REQUEST_ID, REQUEST_ID_HEADER, outermost
+from router.frontend.replies import ChatReplies, CompletionReplies, error_event
+from router.frontend.requests import parse_chat, parse_completion, parse_explain
+from router.frontend.stops import StopStrings
+from router.frontend.template import TemplateRefused
+from router.frontend.textmode import TextMode
+from router.frontend.timing import RequestTimer
+from router.metrics import CONTENT_TYPE
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable, Mapping
+
+    from numpy.typing import NDArray
+
+    from router.dispatch.dispatcher import Dispatcher
+    from router.dispatch.relay import Relay
+    from router.dispatch.request import Output
+    from router.frontend.errors import ApiError
+    from router.frontend.replies import Replies
+    from router.frontend.requests import GenerationRequest, Prompt
+    from router.frontend.tokenizer import ModelTokenizer
+    from router.metrics import Metrics
+
+logger = logging.getLogger(__name__)
+
+WORKER_HEADER = "X-Warmpath-Worker"
+MAX_BODY_BYTES = 32 * 1024 * 1024
+STREAM_HEADERS = {
+    "Content-Type": "text/event-stream; charset=utf-8",
+    "Cache-Control": "no-cache",
+    "X-Accel-Buffering": "no",  # else nginx would collect the stream
+}
+
+
+class Fleet(Protocol):
+    """The workers, as far as clients see them."""
+
+    def models(self) -> list[str]:
+        """Names that clients can ask for."""
+
+    def workers(self) -> list[dict[str, Any]]:
+        """What is known of each worker, fit for JSON; one that gets no requests at all says why under `refused`."""
+
+    def context_tokens(self, model: str) -> int | None:
+        """Longest prompt that some worker of a model takes; None: no worker serves it."""
+
+
+class Frontend:
+    """The handlers, and what they work with.
+
+    `tokenizer_of` gives a model's tokenizer. With a `relay`, generations are answered in text mode, and it may be None.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        dispatcher: Dispatcher,
+        tokenizer_of: Callable[[str], ModelTokenizer] | None,
+        metrics: Metrics,
+        relay: Relay | None = None,
+    ) -> None:
+        self._fleet = fleet
+        self._dispatcher = dispatcher
+        self._tokenizer_of = tokenizer_of
+        self._metrics = metrics
+        self._started_at = int(time.time())
+        self._text = TextMode(relay, tokenizer_of, metrics, self._context_tokens) if relay is not None else None
+
+    def __repr__(self) -> str:
+        return f"Frontend({self._fleet.models()})"
+
+    def application(self, max_body_bytes: int = MAX_BODY_BYTES) -> web.Application:
+        """All routes; serve them with `server.listen`."""
+        app = web.Application(middlewares=[outermost(self._metrics)], client_max_size=max_body_bytes)
+        app.add_routes(
+            [
+                web.post("/v1/chat/completions", self.chat_completions),
+                web.post("/v1/completions", self.completions),
+                web.get("/v1/models", self.models),
+                web.get("/v1/models/{model:.+}", self.model),
+                web.get("/health", self.health),
+                web.get("/live", self.live),
+                web.get("/metrics", self.metrics),
+                web.get("/workers", self.workers),
+                web.post("/explain", self.explain),
+            ]
+        )
+        return app
+
+    # ---- OpenAI's routes
+
+    async def chat_completions(self, http: web.Request) -> web.StreamResponse:
+        """`POST /v1/chat/completions`."""
+        if self._text is not None:
+            return await self._text.answer(http)
+        return await self._generate(http, parse_chat(await http.read()), ChatReplies)
+
+    async def completions(self, http: web.Request) -> web.StreamResponse:
+        """`POST /v1/completions`."""
+        if self._text is not None:
+            return await self._text.answer(http)
+        return await self._generate(http, parse_completion(await http.read()), CompletionReplies)
+
+    async def models(self, http: web.Request) -> web.Response:
+        """`GET /v1/models`."""
+        return _json({"object": "list", "data": [self._model(name) for name in self._fleet.models()]})
+
+    async def model(self, http: web.Request) -> web.Response:
+        """`GET /v1/models/{model}`."""
+        return _json(self._model(http.match_info["model"]))
+
+    # ---- the router's own
+
+    async def health(self, http: web.Request) -> web.Response:
+        """`GET /health`: 200 as long as the router works, with workers or without."""
+        workers = sum("refused" not in worker for worker in self._fleet.workers())
+        status = "ok" if workers else "no workers"
+        return _json({"status": status, "workers": workers, "models": self._fleet.models()})
+
+    async def live(self, http: web.Request) -> web.Response:
+        """`GET /live`: the process answers."""
+        return _json({"status": "alive"})
+
+    async def metrics(self, http: web.Request) -> web.Response:
+        """`GET /metrics`: Prometheus' text format."""
+        return web.Response(body=self._metrics.exposition(), headers={"Content-Type": CONTENT_TYPE})
+
+    async def workers(self, http: web.Request) -> web.Response:
+        """`GET /workers`: what the router believes of each."""
+        return _json({"workers": self._fleet.workers()})
+
+    async def explain(self, http: web.Request) -> web.Response:
+        """`POST /explain`: where a request would go now, and why; nothing is sent."""
+        request = parse_explain(await http.read())
+        if isinstance(request.prompt, np.ndarray):
+            prompt = request.prompt
+        else:
+            prompt = await self._tokens(request.model or "", request.prompt, request.template_arguments)
+        decision = self._dispatcher.explain(prompt, request.model, request.cache_salt)
+        return _json({"prompt_tokens": len(prompt), **named(decision)})
+
+    # ---- a generation, step by step
+
+    async def _generate(self, http: web.Request, request: GenerationRequest, kind: type[Replies]) -> web.StreamResponse:
+        """Check → tokenize → dispatch → reply."""
+        timer = RequestTimer(self._metrics)
+        self._report(request.ignored)
+        context_tokens = self._context_tokens(request.model)
+        prompt = await self._tokens(request.model, request.prompt, request.template_arguments)
+        if len(prompt) > context_tokens:
+            raise context_length_exceeded(len(prompt), context_tokens, _field(request.prompt))
+        carried = _carried(request, prompt, context_tokens)
+        replies = kind(carried.request_id, request.model, include_usage=request.include_usage)
+        detokenizer = self._tokenizer(request.model).detokenizer()
+        completion = Completion(detokenizer, StopStrings(request.stops), len(prompt))
+        answer = self._stream if request.stream else self._whole
+        with self._metrics.requests_in_flight.track_inprogress():
+            async with aclosing(self._dispatcher.run(carried)) as outputs:
+                response = await answer(http, _pieces(outputs, completion, timer), completion, replies)
+        self._metrics.answered(*completion.usage)
+        timer.end()
+        return response
+
+    async def _whole(
+        self, http: web.Request, pieces: AsyncGenerator[Piece], completion: Completion, replies: Replies
+    ) -> web.StreamResponse:
+        """All at once."""
+        try:
+            texts = [piece async for piece in pieces]
+        except (EngineError, NoTarget) as error:
+            raise _reported(http[REQUEST_ID], replies, error) from error
+        body = replies.full(
+            "".join(piece.text for piece in texts), completion.finish_reason or "stop", completion.usage
+        )
+        headers = {WORKER_HEADER: str(texts[-1].target)}
+        return web.Response(body=body, content_type="application/json", headers=headers)
+
+    async def _stream(
+        self, http: web.Request, pieces: AsyncGenerator[Piece], completion: Completion, replies: Replies
+    ) -> web.StreamResponse:
+        """As it comes. What fails before the first token still gets a status; after it, an event that ends the stream."""
+        try:
+            first = await anext(pieces)
+        except (EngineError, NoTarget) as error:
+            raise _reported(http[REQUEST_ID], replies, error) from error
+        headers = {**STREAM_HEADERS, REQUEST_ID_HEADER: http[REQUEST_ID], WORKER_HEADER: str(first.target)}
+        response = web.StreamResponse(headers=headers)
+        await response.prepare(http)
+        await response.write(replies.opening() + replies.piece(first.text, completion.finish_reason))
+        if broken := await self._continue(response, pieces, completion, replies):
+            self._metrics.broken_streams.labels(broken.code).inc()
+            await response.write(error_event(broken))
+        else:
+            await response.write(replies.closing(completion.usage))
+        await response.write_eof()
+        return response
+
+    async def _continue(
+        self, response: web.StreamResponse, pieces: AsyncGenerator[Piece], completion: Completion, replies: Replies
+    ) -> ApiError | None:
+        """Write all further pieces; returns what broke them off, if something did."""
+        try:
+            async for piece in pieces:
+                if chunk := replies.piece(piece.text, completion.finish_reason):
+                    await response.write(chunk)
+        except (EngineError, NoTarget) as error:
+            return _reported(response.headers[REQUEST_ID_HEADER], replies, error)
+        except (ConnectionResetError, asyncio.CancelledError):
+            raise  # the client left
+        except Exception:
+            logger.exception("%r: failed within its stream", replies)
+            return internal()
+        return None
+
+    # ---- the steps' parts
+
+    def _report(self, ignored: tuple[str, ...]) -> None:
+        for name in ignored:
+            if self._metrics.ignored_field(name):
+                logger.warning("request field %.64r is unknown here, and ignored from now on without a word", name)
+
+    def _context_tokens(self, model: str) -> int:
+        """Longest prompt for a model that is served.
+
+        :raises ApiError: it is not.
+        """
+        models = self._fleet.models()
+        if not models:
+            raise no_worker("no worker")
+        context_tokens = self._fleet.context_tokens(model) if model in models else None
+        if context_tokens is None:
+            raise model_not_found(model, models)
+        return context_tokens
+
+    async def _tokens(self, model: str, prompt: Prompt, template_arguments: Mapping[str, Any]) -> NDArray[np.uint32]:
+        """The prompt in tokens, at least one.
+
+        :raises ApiError: it has none, or some that the model does not know; or the template does not take it.
+        """
+        if isinstance(prompt, np.ndarray):
+            tokens = self._known_tokens(model, prompt)
+        elif isinstance(prompt, str):
+            tokens = await self._tokenizer(model).text(prompt)
+        else:
+            try:
+                tokens = await self._tokenizer(model).chat(prompt, template_arguments)
+            except TemplateRefused as error:
+                raise invalid(f"messages: {error}", "messages") from error
+        if not len(tokens):
+            raise invalid(f"{_field(prompt)}: has no tokens", _field(prompt))
+        return tokens
+
+    def _known_tokens(self, model: str, tokens: NDArray[np.uint32]) -> NDArray[np.uint32]:
+        """The tokens, if an engine would not fall over them."""
+        size = self._tokenizer(model).vocabulary_size
+        if len(tokens) and int(tokens.max()) >= size:
+            raise invalid(f"prompt: token id {int(tokens.max())} is outside of the vocabulary of {size}", "prompt")
+        return tokens
+
+    def _tokenizer(self, model: str) -> ModelTokenizer:
+        """A model's tokenizer.
+
+        :raises ApiError: this router works without.
+        """
+        if self._tokenizer_of is None:
+            raise unsupported("prompt", "this router has no tokenizer; give `input_ids`, or start it with --model-path")
+        return self._tokenizer_of(model)
+
+    def _model(self, name: str) -> dict[str, object]:
+        """OpenAI's description of a model, and its length.
+
+        :raises ApiError: it is not served.
+        """
+        length = self._context_tokens(name)
+        return {
+            "id": name,
+            "object": "model",
+            "created": self._started_at,
+            "owned_by": "warmpath",
+            "max_model_len": length,
+        }
+
+
+class Piece(NamedTuple):
+    """Text, and who made it."""
+
+    text: str
+    target: Target
+
+
+async def _pieces(
+    outputs: AsyncGenerator[Output], completion: Completion, timer: RequestTimer
+) -> AsyncGenerator[Piece]:
+    """The answer's text, until it is complete: that may be before its engine would end it."""
+    async for output in outputs:
+        timer.tokens(len(output.token_ids))
+        yield Piece(completion.push(output), output.target)
+        if completion.finish_reason is not None:
+            return
+
+
+def _carried(request: GenerationRequest, prompt: NDArray[np.uint32], context_tokens: int) -> TokenRequest:
+    return TokenRequest(
+        request_id=uuid.uuid4().hex,  # not the client's: theirs need not be unique
+        model=request.model,
+        prompt=prompt,
+        max_new_tokens=request.max_tokens or max(1, context_tokens - len(prompt)),
+        sampling=request.sampling,
+        cache_salt=request.cache_salt,
+        extra_key=request.extra_key,
+        resumable=not request.constrained,
+    )
+
+
+def _reported(request_id: str, replies: Replies, error: EngineError | NoTarget) -> ApiError:
+    """What the client is told; the log has the rest."""
+    logger.warning("request %s, %r: %s: %s", request_id, replies, type(error).__name__, error)
+    return from_dispatch(error)
+
+
+def _field(prompt: Prompt) -> str:
+    return "messages" if isinstance(prompt, tuple) else "prompt"
+
+
+def _json(content: object) -> web.Response:
+    return web.Response(body=msgspec.json.encode(content), content_type="application/json")
+
+
+def named(value: object) -> Any:
+    """Named tuples, however deep, as dicts, whose field names JSON keeps. O(size).
+
+    >>> named([Piece("a", Target("w0", 1))])
+    [{'text': 'a', 'target': {'worker_id': 'w0', 'rank': 1}}]
+    """
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return {name: named(field) for name, field in value._asdict().items()}
+    if isinstance(value, list | tuple):
+        return [named(item) for item in value]
+    return value

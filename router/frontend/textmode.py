@@ -1,0 +1,204 @@
+"""Text mode: bodies go to the engines' own OpenAI routes as they are, and the answers come back as they are."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+from aiohttp import web
+
+from router.core import NoTarget
+from router.dispatch.errors import EngineError
+from router.dispatch.relay import TextRequest
+from router.frontend.errors import ApiError, from_dispatch, internal, invalid
+from router.frontend.middleware import REQUEST_ID, REQUEST_ID_HEADER
+from router.frontend.replies import error_event
+from router.frontend.requests import plain_messages, plain_prompt
+from router.frontend.template import TemplateRefused
+from router.frontend.timing import RequestTimer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from numpy.typing import NDArray
+
+    from router.dispatch.relay import Answer, Relay
+    from router.frontend.tokenizer import ModelTokenizer
+    from router.metrics import Metrics
+
+logger = logging.getLogger(__name__)
+
+WORKER_HEADER = "X-Warmpath-Worker"
+FORWARDED = ("Authorization", "traceparent", "tracestate")
+"""Headers of the client's that the engine gets, beside the body's own and the request's id."""
+
+
+class _StreamOptions(msgspec.Struct):
+    include_usage: Any = None
+
+
+class _UnreadBody(msgspec.Struct):
+    """What the router looks at; whether it is right is for the engine to say."""
+
+    model: Any = None
+    stream_options: Any = None
+
+
+class _Body(_UnreadBody):
+    """The same, where it tokenizes too."""
+
+    messages: Any = None
+    prompt: Any = None
+    tools: Any = None
+    chat_template_kwargs: Any = None
+    cache_salt: Any = None
+
+
+class TextMode:
+    """Answers generations by relaying them. `tokenizer_of` None: they are placed by load alone."""
+
+    def __init__(
+        self,
+        relay: Relay,
+        tokenizer_of: Callable[[str], ModelTokenizer] | None,
+        metrics: Metrics,
+        served: Callable[[str], object],
+    ) -> None:
+        """`served(model)` raises `ApiError` for a model that nobody serves."""
+        self._relay = relay
+        self._tokenizer_of = tokenizer_of
+        self._metrics = metrics
+        self._served = served
+        self._reader: msgspec.json.Decoder[_UnreadBody] = msgspec.json.Decoder(
+            _Body if tokenizer_of is not None else _UnreadBody
+        )
+        self._unrouted = False
+        self._numbers = count()
+        if tokenizer_of is None:
+            logger.warning("no --model-path, so no tokenizer: requests are placed by load alone, not by what is cached")
+
+    def __repr__(self) -> str:
+        return f"TextMode({self._relay!r}, {'tokens' if self._tokenizer_of is not None else 'load alone'})"
+
+    async def answer(self, http: web.Request) -> web.StreamResponse:
+        """Check → tokenize beside it → relay → reply.
+
+        :raises ApiError: what a client is told when there is no answer.
+        """
+        timer = RequestTimer(self._metrics)
+        request = await self._request(http, await http.read())
+        self._metrics.requests_in_flight.inc()
+        try:
+            answer = await self._relay.open(request)
+            timer.tokens(1)
+            try:
+                response = await self._stream(http, answer) if answer.streams else _whole(answer)
+            finally:
+                answer.close()
+        except (EngineError, NoTarget) as error:
+            raise _reported(http[REQUEST_ID], error) from error
+        finally:
+            self._metrics.requests_in_flight.dec()
+        if answer.usage is not None:
+            usage = answer.usage
+            self._metrics.answered(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens or 0)
+        timer.end()
+        return response
+
+    async def _stream(self, http: web.Request, answer: Answer) -> web.StreamResponse:
+        """Bytes as they come, each piece written at once."""
+        headers = {
+            "Content-Type": answer.content_type,
+            "Cache-Control": "no-cache",
+            "X-Accel-Buffering": "no",
+            REQUEST_ID_HEADER: http[REQUEST_ID],
+            WORKER_HEADER: str(answer.target),
+        }
+        response = web.StreamResponse(headers=headers)
+        await response.prepare(http)
+        await response.write(answer.body)
+        try:
+            async for data in answer:
+                await response.write(data)
+        except EngineError as error:
+            await self._break(response, _reported(http[REQUEST_ID], error))
+        except (ConnectionResetError, asyncio.CancelledError):
+            raise  # the client left
+        except Exception:
+            logger.exception("%r: failed within its stream", answer)
+            await self._break(response, internal())
+        await response.write_eof()
+        return response
+
+    async def _break(self, response: web.StreamResponse, error: ApiError) -> None:
+        """End a stream with an error; the blank line ends an event that was cut off."""
+        self._metrics.broken_streams.labels(error.code).inc()
+        await response.write(b"\n\n" + error_event(error))
+
+    async def _request(self, http: web.Request, body: bytes) -> TextRequest:
+        try:
+            fields = self._reader.decode(body)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise invalid(f"the body is not a JSON object: {error}") from error
+        model = fields.model if isinstance(fields.model, str) else None
+        if model is not None:
+            self._served(model)
+        salt = getattr(fields, "cache_salt", None)
+        return TextRequest(
+            request_id=f"text-{next(self._numbers)}",
+            path=http.path,
+            body=body,
+            model=model,
+            prompt=await self._tokens(fields) if isinstance(fields, _Body) else None,
+            cache_salt=salt if isinstance(salt, str) else None,
+            headers=_forwarded(http),
+            reports_usage=_reports_usage(fields.stream_options),
+        )
+
+    async def _tokens(self, fields: _Body) -> NDArray[np.uint32] | None:
+        """The prompt's tokens; None where they cannot be told here: the engine may still know how."""
+        assert self._tokenizer_of is not None
+        tokenizer = self._tokenizer_of(fields.model if isinstance(fields.model, str) else "")
+        try:
+            if fields.messages is not None:
+                tokens = await tokenizer.chat(plain_messages(fields.messages), _template_arguments(fields))
+            else:
+                prompt = plain_prompt(fields.prompt)
+                tokens = prompt if isinstance(prompt, np.ndarray) else await tokenizer.text(prompt)
+        except (ApiError, TemplateRefused) as error:
+            self._metrics.untokenized.inc()
+            if not self._unrouted:
+                self._unrouted = True
+                logger.warning("a request is placed by load alone, and so will be others like it: %s", error)
+            return None
+        return tokens if len(tokens) else None
+
+
+def _whole(answer: Answer) -> web.Response:
+    headers = {"Content-Type": answer.content_type, WORKER_HEADER: str(answer.target)}
+    return web.Response(body=answer.body, headers=headers)
+
+
+def _template_arguments(fields: _Body) -> Mapping[str, Any]:
+    arguments = fields.chat_template_kwargs if isinstance(fields.chat_template_kwargs, dict) else {}
+    return {**arguments, "tools": fields.tools} if fields.tools else arguments
+
+
+def _reports_usage(options: object) -> bool:
+    return isinstance(options, dict) and bool(options.get("include_usage"))
+
+
+def _forwarded(http: web.Request) -> dict[str, str]:
+    headers = {name: value for name in FORWARDED if (value := http.headers.get(name)) is not None}
+    headers[REQUEST_ID_HEADER] = http[REQUEST_ID]
+    return headers
+
+
+def _reported(request_id: str, error: EngineError | NoTarget) -> ApiError:
+    """What the client is told; the log has the rest."""
+    logger.warning("request %s: %s: %s", request_id, type(error).__name__, error)
+    return from_dispatch(error)

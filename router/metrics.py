@@ -1,0 +1,137 @@
+"""All metrics of a router process, in one registry: what `GET /metrics` shows.
+
+Labels are bounded: none holds a name that clients choose, but for the first few unknown request fields.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+disable_created_metrics()  # type: ignore[no-untyped-call]  # else every counter and histogram has a twin that holds its time of birth
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60, 120, 300)
+TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 5)
+DECISION_SECONDS = (0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.01, 0.1)
+TOKEN_ERRORS = (-16384, -4096, -1024, -256, -64, -1, 0, 64, 256, 1024, 4096, 16384)
+IGNORED_FIELD_NAMES = 32
+
+
+class Metrics:
+    """The metrics, each an attribute; prefix `warmpath_`."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+
+        # the frontend's
+        self.requests = Counter(
+            "warmpath_requests",
+            "Replies, by route and status (499: the client left).",
+            ("endpoint", "status"),
+            registry=registry,
+        )
+        self.requests_in_flight = Gauge(
+            "warmpath_requests_in_flight", "Generations now being served.", registry=registry
+        )
+        self.broken_streams = Counter(
+            "warmpath_broken_streams",
+            "Streams that ended in an error after their first token.",
+            ("code",),
+            registry=registry,
+        )
+        self.ttft_seconds = Histogram(
+            "warmpath_ttft_seconds", "From a request's arrival to its first token.", registry=registry, buckets=SECONDS
+        )
+        self.itl_seconds = Histogram(
+            "warmpath_itl_seconds",
+            "Between two messages of a stream, per token.",
+            registry=registry,
+            buckets=TOKEN_SECONDS,
+        )
+        self.e2e_seconds = Histogram(
+            "warmpath_e2e_seconds", "From a request's arrival to its last token.", registry=registry, buckets=SECONDS
+        )
+        self.prompt_tokens = Counter("warmpath_prompt_tokens", "Prompt tokens of requests answered.", registry=registry)
+        self.cached_tokens = Counter(
+            "warmpath_cached_tokens", "How many of them the engine had in its cache.", registry=registry
+        )
+        self.completion_tokens = Counter("warmpath_completion_tokens", "Tokens generated.", registry=registry)
+        self.ignored_fields = Counter(
+            "warmpath_ignored_fields", "Unknown fields in requests, by name.", ("field",), registry=registry
+        )
+
+        self.process_index = Gauge(
+            "warmpath_process_index", "Which of the router's processes this is.", registry=registry
+        )
+        self.untokenized = Counter(
+            "warmpath_untokenized",
+            "Requests in text mode whose prompt could not be tokenized here: placed by load alone.",
+            registry=registry,
+        )
+
+        # the dispatcher's
+        self.decisions = Counter("warmpath_decisions", "Placements.", ("policy",), registry=registry)
+        self.decision_seconds = Histogram(
+            "warmpath_decision_seconds", "Time to place a request.", registry=registry, buckets=DECISION_SECONDS
+        )
+        self.unplaced = Counter(
+            "warmpath_unplaced", "Requests that no target could take.", ("reason",), registry=registry
+        )
+        self.cached_tokens_error = Histogram(
+            "warmpath_cached_tokens_error",
+            "Cached tokens the decision believed in, less those the engine reported.",
+            registry=registry,
+            buckets=TOKEN_ERRORS,
+        )
+        self.engine_errors = Counter(
+            "warmpath_engine_errors", "Failed attempts at engines.", ("kind",), registry=registry
+        )
+        self.migrations = Counter(
+            "warmpath_migrations", "Requests that went on at another worker.", ("reason",), registry=registry
+        )
+        self.aborts = Counter("warmpath_aborts", "Requests given up at an engine.", ("reason",), registry=registry)
+        self.failed_aborts = Counter(
+            "warmpath_failed_aborts", "Aborts that the engine did not take.", registry=registry
+        )
+
+        # the event feed's
+        self.events_applied = Counter(
+            "warmpath_events_applied", "Cache events applied to the index.", registry=registry
+        )
+        self.events_dropped = Counter(
+            "warmpath_events_dropped", "Messages that could not be used, by reason.", ("reason",), registry=registry
+        )
+        self.event_lag_seconds = Histogram(
+            "warmpath_event_lag_seconds",
+            "From an event's publication by the adapter to its application.",
+            registry=registry,
+            buckets=SECONDS,
+        )
+        self.snapshots = Counter("warmpath_snapshots", "Snapshots taken from adapters.", registry=registry)
+        self.failed_snapshots = Counter(
+            "warmpath_failed_snapshots", "Snapshot requests without a usable answer.", registry=registry
+        )
+
+        self._ignored_names: set[str] = set()
+
+    def __repr__(self) -> str:
+        return f"Metrics({len(list(self.registry.collect()))} families)"
+
+    def exposition(self) -> bytes:
+        """All of them in Prometheus' text format (`CONTENT_TYPE`)."""
+        return generate_latest(self.registry)
+
+    def answered(self, prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> None:
+        """Count the tokens of an answer."""
+        self.prompt_tokens.inc(prompt_tokens)
+        self.completion_tokens.inc(completion_tokens)
+        self.cached_tokens.inc(cached_tokens)
+
+    def ignored_field(self, name: str) -> bool:
+        """Count an unknown request field; true if it is the first of its name. Only the first 32 names are told apart."""
+        label = name[:64]
+        new = label not in self._ignored_names and len(self._ignored_names) < IGNORED_FIELD_NAMES
+        if new:
+            self._ignored_names.add(label)
+        self.ignored_fields.labels(label if label in self._ignored_names else "other").inc()
+        return new

@@ -1,0 +1,1 @@
+"""Feeds the core from the wire: who is there (`roster`), what their caches hold (`feed`), which of them fail (`quarantine`)."""

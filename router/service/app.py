@@ -1,0 +1,169 @@
+"""A whole router, put together: registries → roster → scheduler ← feed ← bus; HTTP → frontend → dispatcher → engines."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import sys
+import time
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any
+
+from events.blocks import load_kernels
+from events.bus import BusUnavailable
+from events.bus.broker import EmbeddedBroker
+from events.bus.nats import NatsBus
+from events.membership.file import FileRegistry
+from events.membership.static import StaticRegistry
+from router.config import EMBEDDED, ConfigError
+from router.core import Scheduler, warm_up
+from router.core.policy import create
+from router.dispatch.dispatcher import Dispatcher
+from router.dispatch.engine import EngineClient, EngineTimeouts
+from router.dispatch.relay import Relay
+from router.frontend.routes import Frontend
+from router.frontend.server import listen
+from router.frontend.tokenizer import ModelDirError, ModelTokenizer
+from router.metrics import Metrics
+from router.service.collector import StateCollector
+from router.service.feed import EventFeed
+from router.service.quarantine import Quarantine
+from router.service.roster import Roster
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from events.membership import Registry
+    from router.config import RouterConfig
+
+logger = logging.getLogger(__name__)
+
+READY_POLL_SECONDS = 0.02
+
+
+def _tokenizer(config: RouterConfig) -> ModelTokenizer | None:
+    if config.model_path is None:
+        return None
+    return ModelTokenizer(config.model_path, cache_bytes=config.token_cache_bytes)
+
+
+class RouterService:
+    """The parts of one router process, from its configuration.
+
+    :raises ConfigError: the policy or one of its options is unknown, or the model folder cannot be used.
+    """
+
+    def __init__(self, config: RouterConfig) -> None:
+        self.config = config
+        self.metrics = Metrics()
+        self.metrics.process_index.set(config.process_index or 0)
+        load_kernels()
+        warm_up()  # before the port opens, so that no request waits for a compiler
+        try:
+            self.tokenizer = _tokenizer(config)
+            policy = create(config.policy, **config.policy_options)
+            self.scheduler = Scheduler(
+                policy, config.block_size, max_index_blocks=config.max_index_blocks, seed=config.seed
+            )
+        except ModelDirError as error:
+            raise ConfigError(f"--model-path {error}") from error
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"--policy: {error}") from error
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Serve until `stopping` is set; says `ready {json}` on standard output once the fleet is large enough.
+
+        :raises ConfigError: the HTTP or the broker's port cannot be used.
+        """
+        async with AsyncExitStack() as parts:
+            bus = await self._bus(parts) if self.config.kv_events else None
+            feed = await self._feed(bus, parts) if bus is not None else None
+            quarantine = Quarantine(self.scheduler, asyncio.get_running_loop())
+            roster = Roster(self._registries(), self.scheduler, feed, quarantine, block_size=self.config.block_size)
+            engine = self._engine()
+            parts.push_async_callback(engine.close)
+            self.metrics.registry.register(StateCollector(self.scheduler, roster, bus, engine, self.tokenizer))
+            parts.callback(asyncio.create_task(roster.run(), name="roster").cancel)
+            url = await self._serve(roster, engine, parts)
+            await self._say_ready(roster, url, stopping)
+            await stopping.wait()
+            logger.info("stopping")
+
+    async def _bus(self, parts: AsyncExitStack) -> NatsBus:
+        url = self.config.nats
+        if url == EMBEDDED:
+            broker = await self._broker(parts)
+            url = broker.url
+            logger.info("embedded NATS server: start adapters with --nats %s", url)
+        try:
+            bus = NatsBus(url, name="warmpath-router", wait_for_server=False)
+        except ValueError as error:
+            raise ConfigError(f"--nats: {error}") from error
+        return await parts.enter_async_context(bus)
+
+    async def _broker(self, parts: AsyncExitStack) -> EmbeddedBroker:
+        port = self.config.nats_port
+        try:
+            return await parts.enter_async_context(EmbeddedBroker(port or None))
+        except BusUnavailable as error:
+            raise ConfigError(f"--nats embedded, --nats-port {port}: {error}") from error
+
+    async def _feed(self, bus: NatsBus, parts: AsyncExitStack) -> EventFeed:
+        feed = EventFeed(
+            bus, self.scheduler, namespace=self.config.namespace, metrics=self.metrics, clock=time.monotonic
+        )
+        bus.on_connect = feed.resynchronise
+        await feed.open()
+        parts.push_async_callback(feed.close)
+        return feed
+
+    def _registries(self) -> Sequence[Registry]:
+        registries: list[Registry] = []
+        if self.config.discovery == "file":
+            registries.append(FileRegistry(self.config.discovery_path, self.config.namespace))
+        if self.config.workers:
+            registries.append(StaticRegistry(self.config.workers))
+        return registries
+
+    async def _serve(self, roster: Roster, engine: EngineClient, parts: AsyncExitStack) -> str:
+        """Open the port; the URL it is reached at from here."""
+        application = self._frontend(roster, engine, parts).application(self.config.max_body_bytes)
+        host, port, index = self.config.http_host, self.config.http_port, self.config.process_index
+        own_port = None if index is None else self.config.process_port and self.config.process_port + index
+        try:
+            return await listen(application, host, port, parts, shared=index is not None, own_port=own_port)
+        except OSError as error:
+            raise ConfigError(f"--http-port {port}: {error.strerror or error}") from error
+
+    def _engine(self) -> EngineClient:
+        return EngineClient(
+            EngineTimeouts(
+                connect_seconds=self.config.connect_timeout_seconds,
+                first_token_seconds=self.config.first_token_timeout_seconds,
+                idle_seconds=self.config.idle_timeout_seconds,
+            )
+        )
+
+    def _frontend(self, roster: Roster, engine: EngineClient, parts: AsyncExitStack) -> Frontend:
+        carried: dict[str, Any] = {
+            "block_size": self.config.block_size,
+            "policy": self.config.policy,
+            "migration_limit": self.config.migration_limit,
+            "on_failure": roster.failed,
+            "clock": time.monotonic,
+        }
+        dispatcher = Dispatcher(self.scheduler, engine, roster, self.metrics, **carried)
+        parts.push_async_callback(dispatcher.close)
+        relay = Relay(self.scheduler, engine, roster, self.metrics, **carried) if self.config.text_mode else None
+        tokenizer = self.tokenizer
+        tokenizer_of = (lambda model: tokenizer) if tokenizer is not None else None
+        return Frontend(roster, dispatcher, tokenizer_of, self.metrics, relay)
+
+    async def _say_ready(self, roster: Roster, url: str, stopping: asyncio.Event) -> None:
+        """Once `--min-workers` are in step, so that what waits for the line finds a router that knows its fleet."""
+        while roster.ready_workers() < self.config.min_workers and not stopping.is_set():  # noqa: ASYNC110 - many events
+            await asyncio.sleep(READY_POLL_SECONDS)
+        logger.info("serving on %s with policy %s", url, self.config.policy)
+        sys.stdout.write(f"ready {json.dumps({'http': url})}\n")
+        sys.stdout.flush()

@@ -1,0 +1,209 @@
+"""Who is there, as the router sees it: registries' changes → the scheduler's targets and the feed's streams."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any
+
+from events.membership import Joined, Left, RegistryError, Role
+from router.core import Target
+from router.dispatch.errors import EngineAborted, EngineBusy, EngineUnreachable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from events.membership import Change, Registry, WorkerCard
+    from router.core import Scheduler
+    from router.core.load import Reported
+    from router.core.scheduler import TargetState
+    from router.dispatch.errors import EngineError
+    from router.service.feed import EventFeed
+    from router.service.quarantine import Quarantine
+
+logger = logging.getLogger(__name__)
+
+RETRY_SECONDS = 1.0
+
+
+def _named(reported: Reported | None) -> dict[str, Any] | None:
+    """An engine's own load report with its fields' names, and when it came (seconds of the router's clock)."""
+    if reported is None:
+        return None
+    load = reported.load
+    return {name: getattr(load, name) for name in load.__struct_fields__} | {"received_at": reported.received_at}
+
+
+def targets_of(card: WorkerCard) -> list[Target]:
+    """The routing targets that a worker offers: one a rank."""
+    return [Target(card.worker_id, rank) for rank in range(card.ranks)]
+
+
+class Roster:
+    """The workers that a router may use, and the ones that it refuses, with the reason.
+
+    With `feed` None, no cache events are consumed, and every worker's cache is predicted.
+    """
+
+    def __init__(
+        self,
+        registries: Sequence[Registry],
+        scheduler: Scheduler,
+        feed: EventFeed | None,
+        quarantine: Quarantine,
+        *,
+        block_size: int,
+    ) -> None:
+        self._registries = registries
+        self._scheduler = scheduler
+        self._feed = feed
+        self._quarantine = quarantine
+        self._block_size = block_size
+        self._cards: dict[str, WorkerCard] = {}
+        self._refused: dict[str, str] = {}
+
+    async def run(self) -> None:
+        """Follow all registries until cancelled; one that cannot be read is tried again, and the others go on."""
+        async with asyncio.TaskGroup() as group:
+            for registry in self._registries:
+                group.create_task(self._follow(registry))
+
+    async def _follow(self, registry: Registry) -> None:
+        while True:
+            try:
+                async for change in registry.watch():
+                    self._changed(change)
+            except RegistryError as error:
+                logger.warning("%s; trying again every %g s", error, RETRY_SECONDS)
+            await asyncio.sleep(RETRY_SECONDS)
+
+    def _changed(self, change: Change) -> None:
+        match change:
+            case Joined(card):
+                self._leave(card.worker_id)
+                self._join(card)
+            case Left(worker_id):
+                self._leave(worker_id)
+
+    def _join(self, card: WorkerCard) -> None:
+        if reason := self._objection(card):
+            self._refused[card.worker_id] = reason
+            logger.error("worker %s refused: %s", card.worker_id, reason)
+            return
+        self._cards[card.worker_id] = card
+        for target in targets_of(card):
+            self._add(target, card)
+        logger.info("worker %s joined: %s, %d rank(s), %s", card.worker_id, card.model, card.ranks, card.endpoint)
+
+    def _objection(self, card: WorkerCard) -> str | None:
+        if card.role is not Role.AGGREGATED:
+            return f"it is a {card.role} worker, and this router does not pair prefill and decode workers yet"
+        consumes = self._feed is not None and card.kv_events
+        if consumes and card.block_size != self._block_size:
+            return (
+                f"its events come in blocks of {card.block_size} tokens, this router's --block-size is "
+                f"{self._block_size}: their hashes can never match; start both with the same"
+            )
+        return None
+
+    def _add(self, target: Target, card: WorkerCard) -> None:
+        self._scheduler.add_target(
+            target,
+            capacity_tokens=card.capacity_tokens,
+            model=card.model,
+            page_size=card.page_size,
+            exact=False,
+            max_running_requests=card.max_running_requests,
+        )
+        if self._feed is not None and card.kv_events:
+            self._feed.follow(target)
+
+    def _leave(self, worker_id: str) -> None:
+        self._refused.pop(worker_id, None)
+        card = self._cards.pop(worker_id, None)
+        if card is None:
+            return
+        for target in targets_of(card):
+            if self._feed is not None:
+                self._feed.drop(target)
+            self._quarantine.forget(target)
+            self._scheduler.remove_target(target)
+        logger.info("worker %s left", worker_id)
+
+    def failed(self, target: Target, error: EngineError) -> None:
+        """A request failed on a target through the worker's fault: it gets no new ones for a while.
+
+        Without a connection that goes for all ranks behind it. A request that the engine gave up by itself says nothing, nor does
+        one for which this router had no connection left.
+        """
+        if isinstance(error, EngineAborted | EngineBusy):
+            return
+        card = self._cards.get(target.worker_id)
+        unreachable = card is not None and isinstance(error, EngineUnreachable)
+        for suspect in targets_of(card) if card and unreachable else [target]:
+            self._quarantine.failed(suspect, error)
+
+    def endpoint(self, target: Target) -> str:
+        """Base URL of a target's server.
+
+        :raises KeyError: the worker is gone.
+        """
+        return self._cards[target.worker_id].endpoint
+
+    def ranks(self, target: Target) -> int:
+        """How many ranks the target's worker has.
+
+        :raises KeyError: the worker is gone.
+        """
+        return self._cards[target.worker_id].ranks
+
+    def ready_workers(self) -> int:
+        """Workers that may get requests and, if their events are followed, whose ranks are all in step."""
+        return sum(all(self._in_step(target) for target in targets_of(card)) for card in self._cards.values())
+
+    def refused_workers(self) -> int:
+        """Workers that are there but cannot be used."""
+        return len(self._refused)
+
+    def models(self) -> list[str]:
+        """Names that clients can ask for."""
+        return sorted({card.model for card in self._cards.values()})
+
+    def context_tokens(self, model: str) -> int | None:
+        """Longest prompt that some worker of a model takes; None: no worker serves it."""
+        return max((card.context_tokens for card in self._cards.values() if card.model == model), default=None)
+
+    def workers(self) -> list[dict[str, Any]]:
+        """What the router believes of each worker and each of its ranks, for `GET /workers`."""
+        states = {state.target: state for state in self._scheduler.targets()}
+        known = [self._describe(card, states) for card in self._cards.values()]
+        refused = [{"worker_id": worker_id, "refused": reason} for worker_id, reason in self._refused.items()]
+        return known + refused
+
+    def _in_step(self, target: Target) -> bool:
+        events = self._feed.statistics(target) if self._feed is not None else None
+        return events is None or events.live
+
+    def _describe(self, card: WorkerCard, states: dict[Target, TargetState]) -> dict[str, Any]:
+        return {
+            "worker_id": card.worker_id,
+            "model": card.model,
+            "endpoint": card.endpoint,
+            "epoch": card.epoch,
+            "role": card.role,
+            "page_size": card.page_size,
+            "context_tokens": card.context_tokens,
+            "engine_version": card.engine_version,
+            "kv_events": card.kv_events and self._feed is not None,
+            "ranks": [self._describe_rank(target, states[target]) for target in targets_of(card)],
+        }
+
+    def _describe_rank(self, target: Target, state: TargetState) -> dict[str, Any]:
+        events = self._feed.statistics(target) if self._feed is not None else None
+        return {
+            **state._asdict(),
+            "target": str(target),
+            "reported": _named(state.reported),
+            "quarantined": self._quarantine.reason(target),
+            "events": events._asdict() if events else None,
+        }

@@ -1,0 +1,40 @@
+"""SGLang's scheduler and prefix cache in small: a state machine without a clock and without I/O.
+
+`Engine.submit` a `Request`, then call `Engine.step(now)` again and again; each `Step` says how long it takes, which tokens come
+out of it and what changed in the cache. What drives it decides what time is: `sim.worker` sleeps the durations.
+
+=============  ==============================================================
+`request`      what is asked, and what comes out
+`pool`         KV memory, counted in pages
+`cache`        the radix tree of cached prefixes: match, insert, lock, evict
+`changes`      what changed in the cache, under SGLang's block ids
+`sampling`     output tokens: a function of the text so far
+`timing`       how long a step takes
+`admission`    which waiting requests join the next prefill
+`scheduler`    the loop: prefill before decode, retraction, finish, abort
+=============  ==============================================================
+"""
+
+from sim.engine.changes import Change, Cleared, Removed, Stored
+from sim.engine.request import Finish, Namespace, Output, Request
+from sim.engine.scheduler import Engine, EngineConfig, EngineStatistics, Load, Step, StepKind
+from sim.engine.timing import StepTiming, TimingModel
+
+__all__ = [
+    "Change",
+    "Cleared",
+    "Engine",
+    "EngineConfig",
+    "EngineStatistics",
+    "Finish",
+    "Load",
+    "Namespace",
+    "Output",
+    "Removed",
+    "Request",
+    "Step",
+    "StepKind",
+    "StepTiming",
+    "Stored",
+    "TimingModel",
+]

@@ -1,0 +1,134 @@
+"""`python -m sim.worker`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import uvloop
+
+from events.command import Parser
+from sim import tinymodel
+from sim.engine import StepTiming
+from sim.worker import FakeWorker, WorkerConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+EXAMPLE = """\
+example: a worker with a small cache, ten times as fast as an 8B model on an H200, and a request to it
+
+  python -m sim.worker --port 30000 --max-total-tokens 20000 --speed 10
+  curl -s http://127.0.0.1:30000/v1/chat/completions -H 'Content-Type: application/json' \\
+       -d '{"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8}'
+
+Once it serves it prints one line: ready {"http": PORT, "kv_events": PORT, "replay": PORT, "load": PORT}
+Faults on demand: POST /_fault {"kind": "error|hang|cut|die|drop_events", "after_tokens": 0, "count": 1}
+"""
+
+
+def port_or_auto(text: str) -> int | None:
+    """A port; `auto` is None."""
+    return None if text == "auto" else int(text)
+
+
+def parser() -> Parser:
+    """The command line."""
+    timing = StepTiming()
+    made = Parser(
+        prog="python -m sim.worker",
+        description="A fake SGLang worker: real protocols, a real prefix cache, modelled time, no GPU.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = made.add_argument
+    add("--host", default="127.0.0.1", help="address to serve on (127.0.0.1)")
+    add("--port", type=int, default=0, help="HTTP port; 0: any free one (0)")
+    add("--model-path", type=Path, default=tinymodel.PATH, metavar="DIR", help="tokenizer and config (the tiny model)")
+    add("--served-model-name", metavar="NAME", help="what /v1/models says (the path)")
+    add("--page-size", type=int, default=16, metavar="N", help="tokens per KV page (16)")
+    add("--max-total-tokens", type=int, default=65_536, metavar="N", help="KV pool of each rank (65536)")
+    add("--chunked-prefill-size", type=int, default=8192, metavar="N", help="most tokens of one prefill (8192)")
+    add("--max-running-requests", type=int, metavar="N", help="most requests decoding at once (half the pool, 2048)")
+    add("--context-length", type=int, metavar="N", help="prompt and output together (the model's)")
+    add("--dp-size", type=int, default=1, metavar="N", help="ranks, each with a cache of its own (1)")
+    add("--kv-events-port", type=port_or_auto, metavar="PORT", help="of rank 0, the next follow; 0: off (auto)")
+    add("--replay-port", type=port_or_auto, metavar="PORT", help="likewise, replay of missed events (auto)")
+    add("--load-port", type=port_or_auto, metavar="PORT", help="likewise, load reports (auto)")
+    add("--topic", default="", help="ZMQ topic of the events (empty)")
+    add("--decode-log-interval", type=int, default=40, metavar="N", help="decode steps between two event batches (40)")
+    add("--version", default="0.5.23", help="SGLang version to speak like, from 0.5.6 on (0.5.23)")
+    add("--event-format", choices=("auto", "array", "map"), default="auto", help="form of the events (the version's)")
+    add("--incremental-streaming-output", action="store_true", help="/generate streams what is new, not all so far")
+    add("--enable-cache-report", action="store_true", help="cached tokens in OpenAI's usage")
+    add("--skip-tokenizer-init", action="store_true", help="token ids only, no text")
+    add("--eos-after-tokens", type=int, metavar="N", help="outputs end by themselves after N tokens (never)")
+    add("--seed", type=int, default=0, help="another seed, other outputs (0)")
+    add("--speed", type=float, default=1.0, metavar="X", help="2: twice as fast (1)")
+    add(
+        "--prefill-tokens-per-second",
+        type=float,
+        default=timing.prefill_tokens_per_second,
+        metavar="N",
+        help=f"prefill rate ({timing.prefill_tokens_per_second:.0f})",
+    )
+    add(
+        "--decode-step-ms",
+        type=float,
+        default=timing.decode_base_seconds * 1000,
+        metavar="MS",
+        help=f"a decode step of an empty batch ({timing.decode_base_seconds * 1000})",
+    )
+    add("--log-level", default="warning", choices=("debug", "info", "warning", "error"), help="(warning)")
+    return made
+
+
+def configure(options: argparse.Namespace) -> WorkerConfig:
+    """Options as a config.
+
+    :raises ValueError: see `WorkerConfig`.
+    """
+    values = dict(vars(options))
+    del values["log_level"]
+    timing = StepTiming(
+        speed=values.pop("speed"),
+        prefill_tokens_per_second=values.pop("prefill_tokens_per_second"),
+        decode_base_seconds=values.pop("decode_step_ms") / 1000,
+    )
+    return WorkerConfig(timing=timing, **values)
+
+
+async def serve(config: WorkerConfig) -> None:
+    """Serve until SIGINT or SIGTERM."""
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with FakeWorker(config, die=lambda: os._exit(1)) as worker:
+        sys.stdout.write(f"ready {msgspec.json.encode(worker.ports._asdict()).decode()}\n")
+        sys.stdout.flush()
+        await stop.wait()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse, serve, exit."""
+    made = parser()
+    options = made.parse_args(arguments)
+    logging.basicConfig(level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        config = configure(options)
+        uvloop.run(serve(config))
+    except OSError as error:
+        made.error(error.strerror or str(error))
+    except ValueError as error:
+        made.error(str(error))
+
+
+if __name__ == "__main__":
+    main()

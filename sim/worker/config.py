@@ -1,0 +1,114 @@
+"""A fake worker's options."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from sim import tinymodel
+from sim.engine import EngineConfig, StepTiming
+from sim.worker.wire import Dialect
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+DEFAULT_CONTEXT_LENGTH = 4096
+"""For a model folder that does not say."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerConfig:
+    """SGLang's options under SGLang's names, and the model's."""
+
+    host: str = "127.0.0.1"
+    port: int = 0
+    """0: any free one."""
+    model_path: Path = tinymodel.PATH
+    served_model_name: str | None = None
+    page_size: int = 16
+    max_total_tokens: int = 65_536
+    """KV pool of each rank."""
+    chunked_prefill_size: int = 8192
+    max_running_requests: int | None = None
+    dp_size: int = 1
+    kv_events_port: int | None = None
+    """Of rank 0, the next ranks follow; 0: no events; None: any free ones. The same goes for the two ports below."""
+    replay_port: int | None = None
+    load_port: int | None = None
+    topic: str = ""
+    decode_log_interval: int = 40
+    context_length: int | None = None
+    """None: what the model's config says."""
+    version: str = "0.5.23"
+    event_format: Literal["auto", "array", "map"] = "auto"
+    """auto: as `version` has it."""
+    incremental_streaming_output: bool = False
+    skip_tokenizer_init: bool = False
+    enable_cache_report: bool = False
+    """Cached tokens in OpenAI's usage."""
+    eos_after_tokens: int | None = None
+    seed: int = 0
+    timing: StepTiming = field(default_factory=StepTiming)
+
+    def __post_init__(self) -> None:
+        """Check what the engine does not.
+
+        :raises ValueError: a value is out of range, the version too old, or the model folder has no config.
+        """
+        if self.dp_size < 1:
+            raise ValueError(f"dp_size must be at least 1, not {self.dp_size}")
+        for name in ("port", "kv_events_port", "replay_port", "load_port"):
+            if not 0 <= (getattr(self, name) or 0) <= 65_535:
+                raise ValueError(f"{name} must be a port, not {getattr(self, name)}")
+        if not (self.model_path / "config.json").is_file():
+            raise ValueError(f"model_path: no config.json in {self.model_path}")
+        _ = self.dialect
+        self.engine(np.arange(3, dtype=np.uint32), 2)
+
+    @property
+    def dialect(self) -> Dialect:
+        """How this version writes its events."""
+        return Dialect.of(self.version, self.event_format)
+
+    @property
+    def model_name(self) -> str:
+        """The name under which the model is served."""
+        if self.served_model_name:
+            return self.served_model_name
+        return "tinymodel" if self.model_path == tinymodel.PATH else str(self.model_path)
+
+    @property
+    def model_config(self) -> dict[str, Any]:
+        """The model folder's config.json."""
+        content: dict[str, Any] = json.loads((self.model_path / "config.json").read_text(encoding="utf-8"))
+        return content
+
+    @property
+    def longest_context(self) -> int:
+        """Tokens of prompt and output together."""
+        return self.context_length or int(self.model_config.get("max_position_embeddings", DEFAULT_CONTEXT_LENGTH))
+
+    def engine(self, vocabulary: NDArray[np.uint32], eos_token: int) -> EngineConfig:
+        """What each rank's engine is made of.
+
+        :raises ValueError: see `EngineConfig`.
+        """
+        return EngineConfig(
+            capacity_tokens=self.max_total_tokens,
+            page_size=self.page_size,
+            chunked_prefill_tokens=self.chunked_prefill_size,
+            max_running_requests=self.max_running_requests,
+            context_length=self.longest_context,
+            decode_log_interval=self.decode_log_interval,
+            record_changes=self.kv_events_port != 0,
+            timing=self.timing,
+            vocabulary=vocabulary,
+            eos_token=eos_token,
+            eos_after_tokens=self.eos_after_tokens,
+            seed=self.seed,
+        )

@@ -1,0 +1,152 @@
+"""One rank: the engine model in wall-clock time."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from sim.engine import StepKind
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from sim.engine import Engine, Load, Output, Request, Step
+    from sim.worker.publisher import EventPublisher, LoadPublisher
+
+logger = logging.getLogger(__name__)
+
+HEARTBEAT_SECONDS = 1.0
+LATE_SECONDS = 0.05
+"""A schedule this far behind is given up; less is caught up with, for timers are coarser than steps."""
+
+
+class RankStatistics(NamedTuple):
+    """How well the wall clock was kept."""
+
+    steps: int
+    late_steps: int
+    """Times the schedule was given up because the process did not keep up with it."""
+
+
+class Rank:
+    """Steps an engine as long as it has work, and hands out what comes of it."""
+
+    def __init__(
+        self, number: int, engine: Engine, events: EventPublisher | None = None, loads: LoadPublisher | None = None
+    ) -> None:
+        self.number = number
+        self.engine = engine
+        self.events = events
+        self.loads = loads
+        self._streams: dict[str, asyncio.Queue[Output]] = {}
+        self._wake = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._steps = self._late = 0
+
+    def submit(self, request: Request) -> AsyncIterator[Output]:
+        """Queue a request; its outputs come as they are produced, the last with a finish.
+
+        :raises ValueError: see `Engine.submit`.
+        """
+        self.engine.submit(request, time.monotonic())
+        queue: asyncio.Queue[Output] = asyncio.Queue()
+        self._streams[request.rid] = queue
+        self._idle.clear()
+        self._wake.set()
+        return self._outputs(queue)
+
+    def abort(self, rid: str) -> bool:
+        """End a request early; False if it is not here. O(1)."""
+        found = self.engine.abort(rid)
+        self._wake.set()
+        return found
+
+    def holds(self, rid: str) -> bool:
+        """Whether a request of that id is here. O(1)."""
+        return rid in self._streams
+
+    def abort_all(self) -> None:
+        """End every request early. O(n)."""
+        for rid in list(self._streams):
+            self.abort(rid)
+
+    async def flush(self, timeout_seconds: float = 0.0) -> bool:
+        """Empty the cache, waiting so long for the rank to be idle; False if it was not."""
+        if self.engine.busy and timeout_seconds > 0:
+            try:
+                await asyncio.wait_for(self._idle.wait(), timeout_seconds)
+            except TimeoutError:
+                return False
+        if not self.engine.flush():
+            return False
+        self._wake.set()
+        return True
+
+    async def run(self) -> None:
+        """Step until cancelled."""
+        due = time.monotonic()
+        while True:
+            step = self.engine.step(time.monotonic())
+            self._steps += 1
+            if self.loads is not None and step.load is not None:
+                self.loads.publish(step.load)
+            due = await self._pass(due, step.duration_seconds)
+            self._deliver(step)
+            if step.kind is StepKind.IDLE and not self.engine.busy:
+                self._idle.set()
+                self._wake.clear()
+                await self._wake.wait()
+                due = time.monotonic()
+
+    async def heartbeat(self) -> None:
+        """Report load each second until cancelled."""
+        while self.loads is not None:
+            await asyncio.sleep(HEARTBEAT_SECONDS)
+            self.loads.heartbeat(self.load())
+
+    def load(self) -> Load:
+        """The engine's load now."""
+        return self.engine.load()
+
+    def statistics(self) -> RankStatistics:
+        """A snapshot. O(1)."""
+        return RankStatistics(self._steps, self._late)
+
+    async def _pass(self, due: float, seconds: float) -> float:
+        """Sleep to the step's end; returns when that was due, where the next step begins."""
+        now = time.monotonic()
+        if now - due > LATE_SECONDS:
+            self._note_late(now - due)
+            due = now
+        due += seconds
+        await asyncio.sleep(max(0.0, due - now))
+        return due
+
+    def _note_late(self, seconds: float) -> None:
+        self._late += 1
+        if self._late == 1:
+            logger.warning("rank %d fell %.0f ms behind; from here on only counted", self.number, 1000 * seconds)
+
+    def _deliver(self, step: Step) -> None:
+        for output in step.outputs:
+            queue = self._streams.get(output.rid)
+            if queue is None:
+                continue
+            queue.put_nowait(output)
+            if output.finish is not None:
+                del self._streams[output.rid]
+        if self.events is not None:
+            self.events.publish(step.cache_changes)
+
+    @staticmethod
+    async def _outputs(queue: asyncio.Queue[Output]) -> AsyncIterator[Output]:
+        while True:
+            output = await queue.get()
+            yield output
+            if output.finish is not None:
+                return
+
+    def __repr__(self) -> str:
+        return f"<Rank {self.number}: {self.engine!r}>"

@@ -1,0 +1,251 @@
+"""The write path under loss, restarts and reconnects: afterwards the index holds what the adapter holds."""
+
+from __future__ import annotations
+
+import time
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from events import messages, subjects
+from events.bus.memory import MemoryBroker, MemoryBus
+from events.messages import BlocksRemoved, BlocksStored, CacheCleared, KvEvents, SnapshotChunk, Tier, WorkerLoad
+from router.core import RoutingRequest, Scheduler, Target
+from router.core.policy import create
+from router.metrics import Metrics
+from router.service.feed import EventFeed
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable
+
+    from events.messages import CacheEvent
+
+NAMESPACE = "test"
+TARGET = Target("w0", 0)
+
+
+class FakeAdapter:
+    """One rank's truth: publishes what changes unless told to lose it, and answers snapshot requests."""
+
+    def __init__(self, bus: MemoryBus, epoch: int = 1) -> None:
+        self.bus = bus
+        self.epoch = epoch
+        self.seq = -1
+        self.held: list[int] = []
+        self.snapshots = 0
+        self.chunk_count: int | None = None
+
+    async def open(self) -> None:
+        await self.bus.serve(subjects.snapshot(NAMESPACE, *TARGET), self.snapshot)
+
+    async def snapshot(self, data: bytes) -> Iterable[bytes]:
+        self.snapshots += 1
+        stored = [BlocksStored(packed(self.held))] if self.held else []
+        count = self.chunk_count or 1
+        return [messages.encode(SnapshotChunk(*TARGET, self.epoch, self.seq, 0, count, stored))]
+
+    async def publish(self, *events: CacheEvent, lose: bool = False) -> None:
+        self.seq += 1
+        if not lose:
+            message = KvEvents(*TARGET, self.epoch, self.seq, list(events), time.time())
+            await self.bus.publish(subjects.kv(NAMESPACE, *TARGET), messages.encode(message))
+
+    async def store(self, *hashes: int, lose: bool = False) -> None:
+        self.held += hashes
+        await self.publish(BlocksStored(packed(hashes)), lose=lose)
+
+    async def remove(self, *hashes: int, lose: bool = False) -> None:
+        self.held = [held for held in self.held if held not in hashes]
+        await self.publish(BlocksRemoved(packed(hashes)), lose=lose)
+
+    async def clear(self, *, lose: bool = False) -> None:
+        self.held = []
+        await self.publish(CacheCleared(), lose=lose)
+
+    def restart(self) -> None:
+        self.epoch, self.seq, self.held = self.epoch + 1, -1, []
+
+
+class Site:
+    """A feed, its scheduler, and the adapter it follows."""
+
+    def __init__(self, broker: MemoryBroker) -> None:
+        self.metrics = Metrics()
+        self.scheduler = Scheduler(create("warm"), 64)
+        self.bus = MemoryBus(broker, name="router")
+        self.feed = EventFeed(self.bus, self.scheduler, namespace=NAMESPACE, metrics=self.metrics, clock=time.monotonic)
+        self.adapter = FakeAdapter(MemoryBus(broker, name="adapter"))
+
+    def believed(self, hashes: list[int]) -> int:
+        """Leading blocks of a prompt that the index holds for the target."""
+        request = RoutingRequest("probe", np.array(hashes, np.uint64), 64 * len(hashes))
+        (candidate,) = self.scheduler.explain(request, time.monotonic()).candidates
+        return candidate.device_blocks
+
+    @property
+    def state(self):
+        (state,) = self.scheduler.targets()
+        return state
+
+    def in_step(self) -> bool:
+        """Whether all that the adapter did has been applied."""
+        statistics = self.feed.statistics(TARGET)
+        assert statistics is not None
+        held = self.scheduler._index.held(0, Tier.DEVICE)
+        return statistics.live and self.state.exact and set(held.tolist()) == set(self.adapter.held)
+
+    def count(self, name: str, **labels: str) -> float:
+        return self.metrics.registry.get_sample_value(name, labels) or 0.0
+
+
+def packed(hashes: Iterable[int]) -> bytes:
+    return messages.pack_hashes(np.array(list(hashes), np.uint64))
+
+
+@asynccontextmanager
+async def opened(*, follow: bool = True) -> AsyncIterator[Site]:
+    site = Site(MemoryBroker())
+    async with site.bus, site.adapter.bus:
+        await site.adapter.open()
+        await site.feed.open()
+        site.scheduler.add_target(TARGET, capacity_tokens=65536, model="m", exact=False)
+        if follow:
+            site.feed.follow(TARGET)
+        yield site
+        await site.feed.close()
+
+
+async def test_history_comes_by_snapshot_and_the_rest_by_events(eventually) -> None:
+    async with opened(follow=False) as site:
+        await site.adapter.store(1, 2, 3)
+        site.feed.follow(TARGET)
+        await eventually(site.in_step)
+        assert site.believed([1, 2, 3, 4]) == 3
+        await site.adapter.store(4)
+        await site.adapter.remove(2)
+        await eventually(site.in_step)
+        assert site.believed([1, 2, 3, 4]) == 1
+        assert site.adapter.snapshots == 1
+
+
+async def test_a_gap_is_found_and_filled_by_a_snapshot(eventually) -> None:
+    async with opened() as site:
+        await site.adapter.store(1)
+        await eventually(site.in_step)
+        await site.adapter.store(2, lose=True)
+        await site.adapter.remove(1, lose=True)
+        await site.adapter.store(3)
+        await eventually(site.in_step)
+        assert (site.believed([1]), site.believed([2, 3])) == (0, 2)
+        statistics = site.feed.statistics(TARGET)
+        assert statistics is not None
+        assert (statistics.gaps, site.adapter.snapshots) == (1, 2)
+
+
+async def test_a_restarted_worker_leaves_no_ghosts(eventually) -> None:
+    async with opened() as site:
+        await site.adapter.store(1, 2)
+        await eventually(site.in_step)
+        old = KvEvents(*TARGET, site.adapter.epoch, site.adapter.seq + 1, [BlocksStored(packed([9]))])
+        site.adapter.restart()
+        await site.adapter.store(5)
+        await eventually(site.in_step)
+        await site.adapter.bus.publish(subjects.kv(NAMESPACE, *TARGET), messages.encode(old))
+        await site.adapter.store(6)
+        await eventually(site.in_step)
+        assert (site.believed([1, 2]), site.believed([5, 6]), site.believed([9])) == (0, 2, 0)
+        statistics = site.feed.statistics(TARGET)
+        assert statistics is not None
+        assert statistics.stale == 1
+
+
+async def test_after_a_reconnect_nothing_is_taken_for_granted(eventually) -> None:
+    async with opened() as site:
+        await site.adapter.store(1)
+        await eventually(site.in_step)
+        await site.adapter.clear(lose=True)  # the last event before a silence: no later one shows the gap
+        await site.feed.resynchronise()
+        assert not site.state.exact
+        await eventually(site.in_step)
+        assert site.believed([1]) == 0
+
+
+async def test_an_incomplete_snapshot_is_asked_for_again(eventually) -> None:
+    async with opened(follow=False) as site:
+        site.adapter.chunk_count = 2  # claims a chunk that never comes
+        await site.adapter.store(1)
+        site.feed.follow(TARGET)
+        await eventually(lambda: site.count("warmpath_failed_snapshots_total") >= 2)
+        assert not site.state.exact
+        site.adapter.chunk_count = None
+        await eventually(site.in_step)
+        assert site.believed([1]) == 1
+
+
+@pytest.mark.parametrize(
+    ("reason", "data"),
+    [
+        ("undecodable", b"\xc1"),
+        ("unexpected", messages.encode(messages.SnapshotRequest("w0", 0))),
+        ("unknown rank", messages.encode(KvEvents("stranger", 0, 1, 0, []))),
+    ],
+)
+async def test_what_cannot_be_used_is_counted_and_disturbs_nobody(eventually, reason: str, data: bytes) -> None:
+    async with opened() as site:
+        await site.adapter.bus.publish(subjects.kv(NAMESPACE, *TARGET), data)
+        await site.adapter.store(1)
+        await eventually(site.in_step)
+        assert site.count("warmpath_events_dropped_total", reason=reason) == 1
+        assert site.believed([1]) == 1
+
+
+async def test_malformed_hashes_fence_the_rank_until_a_snapshot(eventually) -> None:
+    async with opened() as site:
+        await site.adapter.store(1)
+        await eventually(site.in_step)
+        await site.adapter.publish(BlocksStored(b"123"))
+        await site.adapter.store(2)
+        await eventually(site.in_step)
+        assert site.believed([1, 2]) == 2
+        assert site.count("warmpath_events_dropped_total", reason="malformed hashes") == 1
+
+
+async def test_load_reports_reach_the_scheduler(eventually) -> None:
+    async with opened() as site:
+        load = WorkerLoad(*TARGET, 1, 3, 1, 500, 65536, waiting_uncached_tokens=700)
+        await site.adapter.bus.publish(subjects.load(NAMESPACE, *TARGET), messages.encode(load))
+        await eventually(lambda: site.state.reported is not None)
+        assert site.state.reported.load == load
+
+
+async def test_tiers_stay_apart(eventually) -> None:
+    async with opened() as site:
+        await eventually(site.in_step)
+        await site.adapter.publish(BlocksStored(packed([1, 2, 3]), Tier.HOST), BlocksStored(packed([1]), Tier.DEVICE))
+        await eventually(lambda: site.state.host_blocks == 3)
+        assert site.state.device_blocks == 1
+
+
+async def test_a_dropped_rank_is_forgotten(eventually) -> None:
+    async with opened() as site:
+        await eventually(site.in_step)
+        site.feed.drop(TARGET)
+        await site.adapter.store(1)
+        await eventually(lambda: site.count("warmpath_events_dropped_total", reason="unknown rank") == 1)
+        assert site.feed.statistics(TARGET) is None
+
+
+async def test_a_full_index_says_so_once(eventually, caplog: pytest.LogCaptureFixture) -> None:
+    async with opened() as site:
+        await eventually(site.in_step)
+        site.scheduler = Scheduler(create("warm"), 64, max_index_blocks=64)
+        site.scheduler.add_target(TARGET, capacity_tokens=2**20, model="m")
+        site.feed._scheduler = site.scheduler
+        for start in range(1, 4001, 1000):
+            await site.adapter.store(*range(start, start + 1000))
+        await eventually(lambda: site.scheduler.evicted_prefixes > 0)
+        await site.adapter.store(9999)
+        await eventually(lambda: site.feed.statistics(TARGET).applied == 5)
+        assert sum("--max-index-blocks" in record.message for record in caplog.records) == 1

@@ -1,0 +1,230 @@
+"""Order, exactly once: live and replay sockets over real ZMQ, with every fault that an engine is known to have."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+
+import pytest
+import zmq.asyncio
+
+from workers.sglang.subscription import EngineRestarted, Frame, RankSubscription
+
+from . import captures
+from .fake_sglang import CLEARED, END, FakeRank, free_ports
+
+
+@pytest.fixture
+async def context():
+    context = zmq.asyncio.Context()
+    yield context
+    context.destroy(linger=0)
+
+
+@asynccontextmanager
+async def publisher(context, **options):
+    port, replay_port = free_ports(2)
+    options = {"replay_port": replay_port} | options
+    rank = FakeRank(context, port, **options)
+    try:
+        yield rank
+    finally:
+        await rank.close()
+
+
+@asynccontextmanager
+async def subscriber(context, rank, **options):
+    replay = f"tcp://127.0.0.1:{rank.replay_port}" if rank.replay_port else None
+    async with RankSubscription(context, f"tcp://127.0.0.1:{rank.port}", replay, rank.topic, **options) as subscription:
+        await rank.subscribed()
+        yield subscription
+
+
+async def take(subscription, count):
+    """The next `count` deliveries."""
+    taken = []
+    while len(taken) < count:
+        taken += await asyncio.wait_for(subscription.receive(), 5)
+    assert len(taken) == count
+    return taken
+
+
+def numbers(deliveries):
+    return [delivery.seq if isinstance(delivery, Frame) else tuple(delivery) for delivery in deliveries]
+
+
+@pytest.mark.parametrize("keeps_topic", [True, False])
+async def test_a_late_subscriber_gets_history_then_what_follows(context, keeps_topic):
+    async with publisher(context, topic="kv@w0", keeps_topic=keeps_topic) as rank:
+        for _ in range(5):
+            await rank.publish(CLEARED)
+        async with subscriber(context, rank) as subscription:
+            assert numbers(await subscription.history()) == [0, 1, 2, 3, 4]
+            for _ in range(3):
+                await rank.publish(CLEARED)
+            assert numbers(await take(subscription, 3)) == [5, 6, 7]
+            assert subscription.statistics()[:3] == (8, 5, 0)
+
+
+async def test_what_replay_and_live_both_bring_comes_once(context):
+    async with publisher(context) as rank, subscriber(context, rank) as subscription:
+        for _ in range(4):
+            await rank.publish(CLEARED)
+        assert numbers(await subscription.history()) == [0, 1, 2, 3]
+        await rank.publish(CLEARED)
+        assert numbers(await take(subscription, 1)) == [4]
+        assert subscription.statistics().duplicates == 4
+
+
+async def test_a_gap_is_filled_from_replay(context):
+    async with publisher(context) as rank, subscriber(context, rank) as subscription:
+        assert await subscription.history() == []
+        await rank.publish(CLEARED, live=False)
+        await rank.publish(CLEARED, live=False)
+        await rank.publish(CLEARED)
+        assert numbers(await take(subscription, 3)) == [0, 1, 2]
+        await rank.publish(CLEARED, live=False)
+        await rank.publish(CLEARED)
+        assert numbers(await take(subscription, 2)) == [3, 4]
+        assert rank.requests == [0, 0, 3]
+        assert subscription.statistics() == (5, 5, 0, 2, 0, 0, 0)
+
+
+async def test_a_gap_that_replay_has_forgotten_is_named(context):
+    async with publisher(context) as rank, subscriber(context, rank) as subscription:
+        await rank.publish(CLEARED)
+        await subscription.history()
+        await rank.publish(CLEARED, live=False, kept=False)
+        await rank.publish(CLEARED, live=False)
+        await rank.publish(CLEARED)
+        assert numbers(await take(subscription, 3)) == [(1, 1), 2, 3]
+        assert subscription.statistics().lost == 1
+
+
+async def test_history_may_begin_late(context):
+    async with publisher(context) as rank:
+        await rank.publish(CLEARED, kept=False)
+        await rank.publish(CLEARED)
+        async with subscriber(context, rank) as subscription:
+            assert numbers(await subscription.history()) == [1]
+            assert subscription.statistics().lost == 0
+
+
+async def test_without_replay_it_begins_with_what_comes_and_gaps_are_named(context, caplog):
+    async with publisher(context, replay_port=None) as rank:
+        await rank.publish(CLEARED)
+        async with subscriber(context, rank) as subscription:
+            assert await subscription.history() == []
+            await rank.publish(CLEARED)
+            await rank.publish(CLEARED, live=False)
+            await rank.publish(CLEARED)
+            assert numbers(await take(subscription, 3)) == [1, (2, 2), 3]
+    assert any("replay_endpoint" in record.getMessage() for record in caplog.records)
+
+
+async def test_a_replay_socket_that_stays_silent_is_given_up(context, caplog):
+    async with publisher(context, answers=False) as rank:
+        await rank.publish(CLEARED)
+        async with subscriber(context, rank, replay_timeout_seconds=0.1) as subscription:
+            assert await subscription.history() == []
+            await rank.publish(CLEARED)
+            assert numbers(await take(subscription, 1)) == [1]
+            assert subscription.statistics().failed_replays == 1
+    assert any("did not finish the replay" in record.getMessage() for record in caplog.records)
+
+
+@pytest.mark.parametrize("drops", [{3}, {3, 4, 9}, {9}, {END}, {7, END}])
+async def test_what_a_replay_drops_is_asked_for_again(context, drops):
+    async with publisher(context) as rank:
+        for _ in range(10):
+            await rank.publish(CLEARED)
+        rank.drops = drops
+        async with subscriber(context, rank, replay_timeout_seconds=0.1) as subscription:
+            history = numbers(await subscription.history())
+            await rank.publish(CLEARED)
+            rest = numbers(await take(subscription, 11 - len(history)))
+            assert history + rest == list(range(11))
+            assert subscription.statistics().lost == 0
+
+
+async def test_numbers_that_begin_again_are_another_engine(context):
+    async with publisher(context) as rank, subscriber(context, rank) as subscription:
+        for _ in range(3):
+            await rank.publish(CLEARED, ts=100.0)
+        await subscription.history()
+        rank.seq = 1
+        await rank.publish(CLEARED, ts=101.0)
+        with pytest.raises(EngineRestarted, match="began again at event 1, 3 was due"):
+            await take(subscription, 1)
+
+
+async def test_malformed_messages_are_counted_and_left_out(context):
+    async with publisher(context) as rank, subscriber(context, rank) as subscription:
+        await subscription.history()
+        await rank.send(b"", b"short", b"payload")
+        await rank.send(b"", b"alone")
+        await rank.publish(CLEARED)
+        assert numbers(await take(subscription, 1)) == [0]
+        assert subscription.statistics().malformed == 2
+
+
+async def test_what_waits_comes_together(context):
+    async with publisher(context) as rank, subscriber(context, rank) as subscription:
+        await subscription.history()
+        for _ in range(20):
+            await rank.publish(CLEARED)
+        received = []
+        calls = 0
+        while len(received) < 20:
+            received += await asyncio.wait_for(subscription.receive(), 5)
+            calls += 1
+        assert numbers(received) == list(range(20))
+        assert calls < 20
+
+
+async def test_a_publisher_that_comes_later_is_found(context, monkeypatch):
+    monkeypatch.setattr("workers.sglang.subscription.CONNECT_TIMEOUT_SECONDS", 0.05)
+    port, replay_port = free_ports(2)
+    subscription = RankSubscription(
+        context, f"tcp://127.0.0.1:{port}", f"tcp://127.0.0.1:{replay_port}", replay_timeout_seconds=0.05
+    )
+    async with subscription:
+        assert await subscription.history() == []
+        rank = FakeRank(context, port, replay_port)
+        try:
+            receiving = asyncio.ensure_future(subscription.receive())
+            while not receiving.done():
+                await rank.publish(CLEARED)
+                await asyncio.wait([receiving], timeout=0.02)
+            assert isinstance((await receiving)[0], Frame)
+        finally:
+            await rank.close()
+
+
+async def test_replies_of_every_version(context):
+    for golden in captures.document("golden_by_version.json"):
+        port, replay_port = free_ports(2)
+        router = context.socket(zmq.ROUTER)
+        router.bind(f"tcp://127.0.0.1:{replay_port}")
+        pub = context.socket(zmq.PUB)
+        pub.bind(f"tcp://127.0.0.1:{port}")
+        replies = [[bytes.fromhex(part) for part in reply] for reply in golden["replay_frames_hex"]]
+        subscription = RankSubscription(context, f"tcp://127.0.0.1:{port}", f"tcp://127.0.0.1:{replay_port}", "kv")
+        async with subscription:
+            history = asyncio.ensure_future(subscription.history())
+            client, *request = await asyncio.wait_for(router.recv_multipart(), 5)
+            assert request == [b"", bytes(8)]
+            for reply in replies:
+                await router.send_multipart([client, *reply])
+            assert await history == [Frame(0, replies[0][-1])], golden["version"]
+            assert subscription.statistics().failed_replays == 0
+        router.close(linger=0)
+        pub.close(linger=0)
+
+
+async def test_repr_and_unreachable_statistics(context):
+    (port,) = free_ports(1)
+    subscription = RankSubscription(context, f"tcp://127.0.0.1:{port}", None)
+    assert repr(subscription) == f"<RankSubscription tcp://127.0.0.1:{port} next=None>"
+    assert set(subscription.statistics()) == {0}
+    await subscription.__aexit__(None, None, None)

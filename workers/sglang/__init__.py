@@ -1,0 +1,13 @@
+"""The adapter beside an SGLang server (0.5.3 to 0.5.23): its cache events and load on the bus, its card in the registry.
+
+==============  ======================================================================
+`wire`          SGLang's event payloads, decoded, whichever version wrote them
+`subscription`  one rank's payloads in order, each exactly once (live, replay, gaps)
+`mirror`        what one rank holds: engine pages → routing blocks
+`relay`         the mirror's changes on the bus, and snapshots on request
+`load`          what a scheduler reports of itself
+`card`          `/server_info` → worker card and endpoints
+`engine`        the few HTTP routes that the adapter asks
+`adapter`       all of it together, for as long as the engine lives and whenever it comes back
+==============  ======================================================================
+"""

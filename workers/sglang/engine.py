@@ -1,0 +1,78 @@
+"""The few HTTP routes of SGLang that the adapter asks. Never `/health`: it costs the engine a generation of about a second."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+TIMEOUT_SECONDS = 5.0
+
+
+class EngineGone(Exception):
+    """The engine does not answer any more, or another one answers in its place."""
+
+
+class EngineUnreachable(Exception):
+    """A request got no usable answer; the text says why."""
+
+
+class Engine:
+    """One SGLang server's HTTP API."""
+
+    def __init__(self, url: str, session: aiohttp.ClientSession) -> None:
+        self.url = url
+        self._session = session
+
+    def __repr__(self) -> str:
+        return f"<Engine {self.url}>"
+
+    async def server_info(self) -> dict[str, Any]:
+        """Arguments and sizes of the server.
+
+        :raises EngineUnreachable: it does not answer, or not yet.
+        """
+        return await self._get_object(["/server_info", "/get_server_info"])
+
+    async def loads(self) -> dict[str, Any]:
+        """What the schedulers of all ranks report of themselves.
+
+        :raises EngineUnreachable: it does not answer, or has no such route.
+        """
+        return await self._get_object(["/v1/loads"])
+
+    async def check_alive(self) -> None:
+        """Return if the server answers at all, whatever it answers.
+
+        :raises EngineUnreachable: it does not.
+        """
+        await self._get("/ready")
+
+    async def _get_object(self, paths: Sequence[str]) -> dict[str, Any]:
+        """The JSON object under the first path that the server has: routes were renamed."""
+        status, body = 0, b""
+        for path in paths:
+            status, body = await self._get(path)
+            if status != 404:
+                break
+        if status != 200:
+            raise EngineUnreachable(f"GET {self.url}{path}: status {status}")
+        try:
+            value = json.loads(body)
+        except ValueError as error:
+            raise EngineUnreachable(f"GET {self.url}{path}: no JSON: {error}") from error
+        if not isinstance(value, dict):
+            raise EngineUnreachable(f"GET {self.url}{path}: expected a JSON object")
+        return value
+
+    async def _get(self, path: str) -> tuple[int, bytes]:
+        timeout = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
+        try:
+            async with self._session.get(self.url + path, timeout=timeout) as response:
+                return response.status, await response.read()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise EngineUnreachable(f"GET {self.url}{path}: {error or type(error).__name__}") from error
