@@ -111,6 +111,7 @@ class NatsBus(Exchange):
         self._inbox.fail_all("the bus was closed")
         await self._stop_greeting()
         await self._cancel_deliveries()
+        self._ended.set()  # nats-py may swallow the cancellation while it connects: then this ends the supervisor
         supervisor.cancel()
         await asyncio.wait({supervisor})
         if lost := self._outbox.clear():
@@ -205,7 +206,7 @@ class NatsBus(Exchange):
     # The connection
 
     async def _stay_connected(self) -> None:
-        """Connect; whenever nats-py gives its client up, connect a new one."""
+        """Connect; whenever nats-py gives its client up, connect a new one, until the bus is closed."""
         while True:
             self._client = Client()
             self._ended.clear()
@@ -217,6 +218,8 @@ class NatsBus(Exchange):
             finally:
                 self._ready.clear()
                 await self._shut(self._client)
+            if self._supervisor is None:
+                return
             self._counts.say(f"the connection to {self.url} ended for good ({self._trouble}); starting a new one")
             await asyncio.sleep(RECONNECT_WAIT_SECONDS)
 

@@ -237,3 +237,15 @@ async def test_a_protocol_error_starts_a_new_connection(broker, eventually):
         await eventually(lambda: bus.statistics().reconnects == 1)
         await bus.publish("x", b"back")
         await eventually(lambda: seen.data == [b"back"])
+
+
+async def test_it_can_be_closed_at_any_moment_of_connecting(broker):
+    """nats-py swallows a cancellation that meets a finished step of its handshake."""
+    for moments in range(60):
+        bus = NatsBus(broker.url, wait_for_server=False)
+        await bus.open()
+        for _ in range(moments):
+            await asyncio.sleep(0)
+        async with asyncio.timeout(5):
+            await bus.close()
+        assert not bus.connected
