@@ -33,6 +33,8 @@ class FleetView(NamedTuple):
     """Leading blocks of the prompt per kind, int32."""
     active_blocks: Callable[[], NDArray[np.int32]]
     """Leading blocks of the prompt that are part of a request in flight there; counted when asked for, as few policies do."""
+    held_blocks: Callable[[], NDArray[np.int64]]
+    """Blocks held there, predicted ones included; counted when asked for."""
     uncached_tokens: NDArray[np.int64]
     """Tokens of the prompt to be prefilled there, at least 1."""
     prefill_tokens: NDArray[np.int64]

@@ -364,6 +364,7 @@ class Scheduler:
             eligible=eligible,
             overlap=overlap,
             active_blocks=partial(self._bookings.active_blocks, request.hashes),
+            held_blocks=self._held_blocks,
             uncached_tokens=overlap.uncached_tokens(request.prompt_tokens, self._block_size, static["page_size"]),
             prefill_tokens=booked["prefill_tokens"],
             reported_prefill_tokens=self._reported.prefill_tokens(rates, now),
@@ -427,6 +428,10 @@ class Scheduler:
         """Full blocks of a sequence that an engine can cache, given that it caches whole pages."""
         page_size: int = self._fleet.columns["page_size"].item(slot)
         return tokens // page_size * page_size // self._block_size
+
+    def _held_blocks(self) -> NDArray[np.int64]:
+        held = [self._index.held_blocks(slot) + self._predicted.held_blocks(slot) for slot in range(self._fleet.slots)]
+        return np.array(held, np.int64)
 
     def _is_prefilling(self, slot: int) -> bool:
         return bool(self._bookings.columns["prefilling_requests"][slot])

@@ -57,6 +57,10 @@ _BUILT_IN = {
     for point in (
         EntryPoint("warm", "router.core.policy.warm:Warm", ENTRY_POINTS),
         EntryPoint("linear", "router.core.policy.linear:Linear", ENTRY_POINTS),
+        EntryPoint("cache-aware", "router.core.policy.cache_aware:CacheAware", ENTRY_POINTS),
+        EntryPoint("lmetric", "router.core.policy.lmetric:LMetric", ENTRY_POINTS),
+        EntryPoint("two-choices", "router.core.policy.two_choices:TwoChoices", ENTRY_POINTS),
+        EntryPoint("affinity", "router.core.policy.affinity:Affinity", ENTRY_POINTS),
         EntryPoint("least-loaded", "router.core.policy.least_loaded:LeastLoaded", ENTRY_POINTS),
         EntryPoint("power-of-two", "router.core.policy.power_of_two:PowerOfTwo", ENTRY_POINTS),
         EntryPoint("round-robin", "router.core.policy.round_robin:RoundRobin", ENTRY_POINTS),

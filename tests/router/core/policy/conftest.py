@@ -26,12 +26,14 @@ def make_view(request: RoutingRequest, targets: int, **columns: Any) -> FleetVie
 
     overlap = Overlap(*(column(kind, 0, np.int32) for kind in Overlap._fields))
     active_blocks = column("active_blocks", 0, np.int32)
+    held_blocks = column("held_blocks", 0)
     cached_tokens = np.minimum(overlap.cached_blocks().astype(np.int64) * BLOCK_SIZE, request.prompt_tokens - 1)
     view = FleetView(
         block_size=BLOCK_SIZE,
         eligible=column("eligible", True, np.bool_),
         overlap=overlap,
         active_blocks=lambda: active_blocks,
+        held_blocks=lambda: held_blocks,
         uncached_tokens=request.prompt_tokens - cached_tokens,
         prefill_tokens=column("prefill_tokens", 0),
         reported_prefill_tokens=column("reported_prefill_tokens", 0.0, np.float64),

@@ -22,7 +22,7 @@ def install(monkeypatch: pytest.MonkeyPatch, **points: str) -> None:
     monkeypatch.setattr(policy, "entry_points", lambda group: found if group == policy.ENTRY_POINTS else [])
 
 
-@pytest.mark.parametrize("name", ["warm", "linear", "least-loaded", "power-of-two", "round-robin", "random"])
+@pytest.mark.parametrize("name", policy.names())
 def test_a_policy_has_the_name_that_it_is_found_by(name: str) -> None:
     assert name in policy.names()
     assert policy.create(name).name == name
@@ -30,7 +30,8 @@ def test_a_policy_has_the_name_that_it_is_found_by(name: str) -> None:
 
 def test_an_unknown_name_lists_those_there_are() -> None:
     with pytest.raises(
-        ValueError, match="no policy 'wram'; there are warm, linear, least-loaded, power-of-two, round-robin, random"
+        ValueError,
+        match="no policy 'wram'; there are warm, linear, cache-aware, lmetric, two-choices, affinity, least-loaded, power-of-two",
     ):
         policy.create("wram")
 
