@@ -10,6 +10,10 @@ from urllib.parse import urlsplit
 USAGE_ERROR = 2
 
 
+class UsageError(Exception):
+    """What was asked for cannot be done; a command line says so in one line, and ends with status 2."""
+
+
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, without the usage before it."""
 

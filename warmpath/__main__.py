@@ -12,6 +12,7 @@ PARTS = {
     "route": ("router", "the router: OpenAI's API in front of SGLang workers"),
     "worker": ("workers.sglang", "the adapter beside an SGLang server"),
     "fake-worker": ("sim.worker", "a model of an SGLang server, without a GPU"),
+    "sim": ("sim", "the simulator: traces, and policies compared in virtual time"),
 }
 
 
