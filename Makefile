@@ -15,7 +15,7 @@ $(STAMP): pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable . --group dev
-	$(BIN)/python -c 'import events.blocks, router.core; events.blocks.load_kernels(); router.core.warm_up()'  # compile once
+	$(BIN)/python -c 'import events.blocks, router.core, sim.engine; events.blocks.load_kernels(); router.core.warm_up()'  # compile once
 	@touch $@
 
 demo: $(STAMP) ## four fake workers, real NATS, a real OpenAI client: warm against prediction and round-robin

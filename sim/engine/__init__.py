@@ -9,7 +9,7 @@ out of it and what changed in the cache. What drives it decides what time is: `s
 `cache`        the radix tree of cached prefixes: match, insert, lock, evict
 `changes`      what changed in the cache, under SGLang's block ids
 `sampling`     output tokens: a function of the text so far
-`timing`       how long a step takes
+`timing/`      how long a step takes: models, and profiles of engines
 `admission`    which waiting requests join the next prefill
 `scheduler`    the loop: prefill before decode, retraction, finish, abort
 =============  ==============================================================
@@ -18,7 +18,7 @@ out of it and what changed in the cache. What drives it decides what time is: `s
 from sim.engine.changes import Change, Cleared, Removed, Stored
 from sim.engine.request import Finish, Namespace, Output, Request
 from sim.engine.scheduler import Engine, EngineConfig, EngineStatistics, Load, Step, StepKind
-from sim.engine.timing import StepTiming, TimingModel
+from sim.engine.timing import PolynomialTiming, StepTiming, TableTiming, TimingModel
 
 __all__ = [
     "Change",
@@ -30,11 +30,13 @@ __all__ = [
     "Load",
     "Namespace",
     "Output",
+    "PolynomialTiming",
     "Removed",
     "Request",
     "Step",
     "StepKind",
     "StepTiming",
     "Stored",
+    "TableTiming",
     "TimingModel",
 ]

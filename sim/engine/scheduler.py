@@ -395,7 +395,7 @@ class Engine:
             sequence.private_pages += pages
             sequence.computed += 1
             kv_tokens += sequence.computed
-        duration = self.config.timing.decode_seconds(len(self._running), kv_tokens)
+        duration = self.config.timing.decode_seconds(len(self._running), kv_tokens, self._pool.capacity_tokens)
         self._totals.decoded(len(self._running), duration)
         batch, self._running = self._running, []
         for sequence in batch:

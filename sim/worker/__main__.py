@@ -8,19 +8,23 @@ import logging
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 import uvloop
 
-from events.command import Parser
+from events.command import Parser, seconds
 from sim import tinymodel
 from sim.engine import StepTiming
+from sim.engine.timing import profile
 from sim.worker import FakeWorker, WorkerConfig
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from sim.engine import TimingModel
 
 EXAMPLE = """\
 example: a worker with a small cache, ten times as fast as an 8B model on an H200, and a request to it
@@ -39,9 +43,19 @@ def port_or_auto(text: str) -> int | None:
     return None if text == "auto" else int(text)
 
 
+def positive_number(text: str) -> float:
+    """A positive, finite number.
+
+    :raises argparse.ArgumentTypeError: it is none.
+    """
+    try:
+        return seconds(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number") from None
+
+
 def parser() -> Parser:
     """The command line."""
-    timing = StepTiming()
     made = Parser(
         prog="python -m sim.worker",
         description="A fake SGLang worker: real protocols, a real prefix cache, modelled time, no GPU.",
@@ -72,36 +86,37 @@ def parser() -> Parser:
     add("--eos-after-tokens", type=int, metavar="N", help="outputs end by themselves after N tokens (never)")
     add("--seed", type=int, default=0, help="another seed, other outputs (0)")
     add("--speed", type=float, default=1.0, metavar="X", help="2: twice as fast (1)")
-    add(
-        "--prefill-tokens-per-second",
-        type=float,
-        default=timing.prefill_tokens_per_second,
-        metavar="N",
-        help=f"prefill rate ({timing.prefill_tokens_per_second:.0f})",
-    )
-    add(
-        "--decode-step-ms",
-        type=float,
-        default=timing.decode_base_seconds * 1000,
-        metavar="MS",
-        help=f"a decode step of an empty batch ({timing.decode_base_seconds * 1000})",
-    )
+    add("--profile", default=profile.DEFAULT, metavar="NAME|FILE", help=f"step times ({profile.DEFAULT})")
+    add("--prefill-tokens-per-second", type=positive_number, metavar="N", help="prefill rate (the profile's)")
+    add("--decode-step-ms", type=positive_number, metavar="MS", help="a decode step of an empty batch (the profile's)")
     add("--log-level", default="warning", choices=("debug", "info", "warning", "error"), help="(warning)")
     return made
+
+
+def timing_of(name: str, speed: float, prefill_rate: float | None, decode_step_ms: float | None) -> TimingModel:
+    """A profile's timing model, with what the command line says instead.
+
+    :raises ValueError: there is no such profile, the speed is not positive, or the model has no such numbers.
+    """
+    timing = profile.load(name).at_speed(speed).timing
+    if prefill_rate is None and decode_step_ms is None:
+        return timing
+    if not isinstance(timing, StepTiming):
+        options = "--prefill-tokens-per-second and --decode-step-ms"
+        raise ValueError(f"{options} need a step profile, {name} is none")  # noqa: TRY004 - an option's value is wrong
+    prefill = timing.prefill_token_seconds if prefill_rate is None else 1 / prefill_rate
+    decode = timing.decode_base_seconds if decode_step_ms is None else decode_step_ms / 1000
+    return replace(timing, prefill_token_seconds=prefill, decode_base_seconds=decode)
 
 
 def configure(options: argparse.Namespace) -> WorkerConfig:
     """Options as a config.
 
-    :raises ValueError: see `WorkerConfig`.
+    :raises ValueError: see `WorkerConfig` and `timing_of`.
     """
     values = dict(vars(options))
     del values["log_level"]
-    timing = StepTiming(
-        speed=values.pop("speed"),
-        prefill_tokens_per_second=values.pop("prefill_tokens_per_second"),
-        decode_base_seconds=values.pop("decode_step_ms") / 1000,
-    )
+    timing = timing_of(*(values.pop(n) for n in ("profile", "speed", "prefill_tokens_per_second", "decode_step_ms")))
     return WorkerConfig(timing=timing, **values)
 
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from sim.engine import TimingModel
+
 DEFAULT_CONTEXT_LENGTH = 4096
 """For a model folder that does not say."""
 
@@ -53,7 +55,7 @@ class WorkerConfig:
     """Cached tokens in OpenAI's usage."""
     eos_after_tokens: int | None = None
     seed: int = 0
-    timing: StepTiming = field(default_factory=StepTiming)
+    timing: TimingModel = field(default_factory=StepTiming)
 
     def __post_init__(self) -> None:
         """Check what the engine does not.
