@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from events.command import Parser, natural, port, positive, seconds, server_url
+from events.membership.discovery import DEFAULT_TTL_SECONDS, add_options
+from events.membership.etcd.access import DEFAULT_URL
 from events.membership.location import DEFAULT_DISCOVERY_PATH
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ cache, unless that worker is too busy.
 EXAMPLES = """\
 examples:
   workers with adapters (python -m workers.sglang) that publish KV events over NATS:
-    python -m router --model-path /models/llama --nats nats://10.0.0.1:4222 --discovery-path /shared/warmpath
+    python -m router --model-path /models/llama --nats nats://10.0.0.1:4222 --discovery etcd --etcd http://10.0.0.1:2379
 
   no broker of your own: start one inside the router, and point the adapters at it:
     python -m router --model-path /models/llama --nats embedded
@@ -68,6 +70,13 @@ class RouterConfig:
     namespace: str = "default"
     discovery: str = "file"
     discovery_path: Path = DEFAULT_DISCOVERY_PATH
+    discovery_ttl_seconds: float = DEFAULT_TTL_SECONDS
+    etcd: str = DEFAULT_URL
+    etcd_user: str | None = None
+    etcd_password_file: Path | None = None
+    etcd_ca: Path | None = None
+    etcd_cert: Path | None = None
+    etcd_key: Path | None = None
     workers: tuple[str, ...] = ()
     min_workers: int = 0
     seed: int = 0
@@ -237,22 +246,7 @@ def _fleet_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--namespace", default=RouterConfig.namespace, help="only workers of this one (default: default)"
     )
-    group.add_argument(
-        "--discovery",
-        "--discovery-backend",
-        "--kv_store",
-        dest="discovery",
-        choices=["file", "memory"],
-        default=RouterConfig.discovery,
-        help="registry of workers: a folder (default), or memory: none but --worker",
-    )
-    group.add_argument(
-        "--discovery-path",
-        type=Path,
-        default=RouterConfig.discovery_path,
-        metavar="DIR",
-        help=f"the folder (default: {RouterConfig.discovery_path})",
-    )
+    add_options(group, memory="none but --worker")
     group.add_argument(
         "--worker",
         dest="workers",

@@ -1,7 +1,8 @@
 """Who is there: a card per worker, and registries that hold them.
 
-A worker's adapter registers its card, keeps it alive and withdraws it; routers watch. `MemoryRegistry` (one process) and
-`FileRegistry` (one machine, or a shared folder) pass the same conformance suite, `tests/events/test_membership.py`.
+A worker's adapter registers its card, keeps it alive and withdraws it; routers watch. `MemoryRegistry` (one process),
+`FileRegistry` (one machine, or a shared folder) and `EtcdRegistry` (a cluster) pass the same conformance suite,
+`tests/events/test_membership.py`; `discovery` opens the one that a command line asks for.
 """
 
 from __future__ import annotations
@@ -118,6 +119,10 @@ class Registry(abc.ABC):
     @abc.abstractmethod
     def watch(self) -> AsyncIterator[Change]:
         """All living cards as `Joined`, then every change, without end. An unreadable card is skipped, counted and said once."""
+
+    @abc.abstractmethod
+    def statistics(self) -> RegistryStatistics:
+        """Counts since the registry object was made."""
 
     @abc.abstractmethod
     async def close(self) -> None:

@@ -1,31 +1,22 @@
-"""A card as a file: JSON with a version, replaced whole or not at all, alive by its time of modification."""
+"""A card as a file: replaced whole or not at all, alive by its time of modification."""
 
 from __future__ import annotations
 
 import os
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-import msgspec
-
-from events.membership import WorkerCard
+from events.membership import card_codec
+from events.membership.card_codec import UnreadableCard
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-VERSION = 1
+    from events.membership import WorkerCard
+
 SUFFIX = ".json"
 TEMPORARY = ".tmp"
-
-
-class UnreadableCard(Exception):
-    """The file holds no card that we understand."""
-
-
-class _Envelope(msgspec.Struct, frozen=True):
-    version: int
-    card: msgspec.Raw = msgspec.Raw(b"null")
 
 
 def file_name(worker_id: str) -> str:
@@ -44,7 +35,7 @@ def write(path: Path, card: WorkerCard) -> int:
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
     try:
-        temporary.write_bytes(msgspec.json.encode({"version": VERSION, "card": card}))
+        temporary.write_bytes(card_codec.encode(card))
         inode = temporary.stat().st_ino
         temporary.replace(path)
     except OSError:
@@ -60,17 +51,7 @@ def read(path: Path) -> WorkerCard:
     :raises UnreadableCard: it is no JSON, of an unknown version, lacks a field, or is not the card of this file's name.
     :raises OSError: the file cannot be read.
     """
-    envelope = _decode(path.read_bytes(), _Envelope)
-    if envelope.version != VERSION:
-        raise UnreadableCard(f"card version {envelope.version} is unknown, want {VERSION}")
-    card: WorkerCard = _decode(envelope.card, WorkerCard)
+    card = card_codec.decode(path.read_bytes())
     if file_name(card.worker_id) != path.name:
         raise UnreadableCard(f"it is the card of {card.worker_id!r}")
     return card
-
-
-def _decode(data: bytes | msgspec.Raw, kind: Any) -> Any:
-    try:
-        return msgspec.json.decode(data, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UnreadableCard(str(error)) from error

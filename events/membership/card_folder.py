@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from events.membership import card_file
-from events.membership.card_file import SUFFIX, TEMPORARY, UnreadableCard
+from events.membership.card_codec import UnreadableCard
+from events.membership.card_file import SUFFIX, TEMPORARY
 
 if TYPE_CHECKING:
     from events.membership import WorkerCard

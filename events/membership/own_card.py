@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 from events.membership import card_file
-from events.membership.card_file import UnreadableCard
+from events.membership.card_codec import UnreadableCard
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -14,7 +14,8 @@ from events.blocks import load_kernels
 from events.bus import BusUnavailable
 from events.bus.broker import EmbeddedBroker
 from events.bus.nats import NatsBus
-from events.membership.file import FileRegistry
+from events.membership import RegistryError
+from events.membership.discovery import open_registry
 from events.membership.static import StaticRegistry
 from router.config import EMBEDDED, ConfigError
 from router.core import Scheduler, warm_up
@@ -120,11 +121,17 @@ class RouterService:
 
     def _registries(self) -> Sequence[Registry]:
         registries: list[Registry] = []
-        if self.config.discovery == "file":
-            registries.append(FileRegistry(self.config.discovery_path, self.config.namespace))
+        if self.config.discovery != "memory":
+            registries.append(self._registry())
         if self.config.workers:
             registries.append(StaticRegistry(self.config.workers))
         return registries
+
+    def _registry(self) -> Registry:
+        try:
+            return open_registry(self.config)
+        except RegistryError as error:
+            raise ConfigError(str(error)) from error
 
     async def _serve(self, roster: Roster, engine: EngineClient, parts: AsyncExitStack) -> str:
         """Open the port; the URL it is reached at from here."""

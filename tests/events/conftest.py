@@ -1,7 +1,8 @@
-"""A real NATS server for the session, and buses of both kinds."""
+"""Real servers for the session, NATS and etcd; buses of both kinds; watches of registries."""
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,17 +11,41 @@ import pytest_asyncio
 from events.bus.broker import EmbeddedBroker
 from events.bus.memory import MemoryBroker, MemoryBus
 from events.bus.nats import NatsBus
+from launch.etcd import EtcdServer
+from tests.events.cards import Watch
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from events.bus import Bus
+    from events.membership import Registry
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def nats_url() -> AsyncIterator[str]:
     async with EmbeddedBroker() as broker:
         yield broker.url
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def etcd_url(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
+    async with EtcdServer(tmp_path_factory.mktemp("etcd")) as server:
+        yield server.url
+
+
+@pytest_asyncio.fixture
+async def watch() -> AsyncIterator[Callable[[Registry], Watch]]:
+    """Starts watches; ends them."""
+    watches: list[Watch] = []
+
+    def start(registry: Registry) -> Watch:
+        watches.append(Watch(registry))
+        return watches[-1]
+
+    yield start
+    for one in watches:
+        one.task.cancel()
+        await asyncio.wait({one.task})
 
 
 @pytest.fixture(params=["memory", "nats"])

@@ -1,4 +1,4 @@
-"""Registries: one suite over memory and folder; then what only a folder can suffer."""
+"""Registries: one suite over memory, folder and etcd; then what only a folder can suffer (etcd: `test_membership_etcd`)."""
 
 from __future__ import annotations
 
@@ -17,78 +17,44 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from events.membership import Joined, Left, RegistryError, Role, WorkerCard, card_folder
+from events.membership import Joined, Left, RegistryError, Role, card_folder
 from events.membership.card_file import file_name
 from events.membership.changes import changes
+from events.membership.etcd.access import EtcdAccess
+from events.membership.etcd.registry import EtcdRegistry
 from events.membership.file import FileRegistry
 from events.membership.memory import MemoryDirectory, MemoryRegistry
+from tests.events.cards import card
 
 ROOT = Path(__file__).parents[2]
 
 
-def card(worker_id="w1", epoch=1, **fields):
-    return WorkerCard(
-        worker_id=worker_id,
-        epoch=epoch,
-        model="tiny",
-        endpoint="http://127.0.0.1:30000",
-        capacity_tokens=1000,
-        context_tokens=500,
-        **fields,
-    )
+@pytest.fixture(params=["memory", "file", "etcd"])
+def registry_kind(request):
+    """The kind, and for etcd the server. (Not async, as the server is the session's.)"""
+    return request.param, request.getfixturevalue("etcd_url") if request.param == "etcd" else None
 
 
-class Watch:
-    """All changes that a registry's watch gives, as they come."""
-
-    def __init__(self, registry):
-        self.changes = []
-        self.task = asyncio.create_task(self._run(registry))
-
-    async def _run(self, registry):
-        async for change in registry.watch():
-            self.changes.append(change)
-
-    @property
-    def present(self):
-        present = {}
-        for change in self.changes:
-            if isinstance(change, Joined):
-                present[change.card.worker_id] = change.card
-            else:
-                del present[change.worker_id]
-        return present
-
-
-@pytest.fixture(params=["memory", "file"])
-async def open_registry(request, tmp_path):
+@pytest.fixture
+async def open_registry(registry_kind, tmp_path):
     """Makes registries that share what they hold; closes them at the end."""
     made = []
     directory = MemoryDirectory()
+    kind, url = registry_kind
 
     def make():
-        file = request.param == "file"
-        made.append(FileRegistry(tmp_path / "cards", "test", poll_seconds=0.01) if file else MemoryRegistry(directory))
+        match kind:
+            case "file":
+                made.append(FileRegistry(tmp_path / "cards", "test", poll_seconds=0.01))
+            case "etcd":
+                made.append(EtcdRegistry(EtcdAccess(urls=(url,)), str(tmp_path)))
+            case _:
+                made.append(MemoryRegistry(directory))
         return made[-1]
 
     yield make
     for registry in made:
         await registry.close()
-
-
-@pytest.fixture
-async def watch():
-    """Starts watches; ends them."""
-    watches = []
-
-    def start(registry):
-        watches.append(Watch(registry))
-        return watches[-1]
-
-    yield start
-    for one in watches:
-        one.task.cancel()
-        await asyncio.wait({one.task})
 
 
 async def test_a_card_is_seen_by_others_as_it_was_registered(open_registry):
@@ -283,6 +249,8 @@ async def test_a_jump_of_the_wall_clock_expires_nothing_known(registry, tmp_path
 WORKER = """
 import asyncio, sys
 from events.membership import WorkerCard
+from events.membership.etcd.access import EtcdAccess
+from events.membership.etcd.registry import EtcdRegistry
 from events.membership.file import FileRegistry
 async def main():
     registry = FileRegistry(sys.argv[1], "ns", ttl_seconds=0.3)  # beats every 0.1 s

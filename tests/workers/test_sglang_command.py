@@ -65,7 +65,7 @@ def test_defaults_and_aliases():
         (["--attach", "http://h:1", "--block-size", "0"], "--block-size: '0' is not a positive whole number"),
         (["--attach", "http://h:1", "--block-size", "many"], "--block-size"),
         (["--attach", "http://h:1", "--load-poll-seconds", "inf"], "--load-poll-seconds"),
-        (["--attach", "http://h:1", "--discovery", "etcd"], "--discovery"),
+        (["--attach", "http://h:1", "--discovery", "consul"], "--discovery"),
     ],
 )
 def test_bad_arguments_are_one_line_and_status_2(arguments, named, capsys):

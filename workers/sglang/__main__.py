@@ -8,7 +8,6 @@ import json
 import logging
 import signal
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import uvloop
@@ -17,10 +16,7 @@ from events.blocks import DEFAULT_BLOCK_SIZE
 from events.bus import BusUnavailable
 from events.bus.nats import DEFAULT_URL, NatsBus
 from events.command import USAGE_ERROR, Parser, positive, seconds, server_url
-from events.membership import RegistryError
-from events.membership.file import FileRegistry
-from events.membership.location import DEFAULT_DISCOVERY_PATH
-from events.membership.memory import MemoryRegistry
+from events.membership import RegistryError, discovery
 from events.membership.server_info import default_worker_id
 from events.origin import ForeignPackage, check_one_root
 
@@ -30,7 +26,7 @@ from .card import EVENTS_FLAG, CardError, Chosen
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from events.membership import Registry, WorkerCard
+    from events.membership import WorkerCard
 
 logger = logging.getLogger(__name__)
 
@@ -67,19 +63,7 @@ def parser() -> Parser:
         default="default",
         help="which routers see it: those of the same namespace (default: %(default)s)",
     )
-    add(
-        *("--discovery", "--kv_store", "--discovery-backend"),
-        choices=["file", "memory"],
-        default="file",
-        help="where the worker is registered; memory: nowhere outside this process (default: %(default)s)",
-    )
-    add(
-        *("--discovery-path",),
-        type=Path,
-        default=DEFAULT_DISCOVERY_PATH,
-        metavar="DIR",
-        help="folder of the file registry, the same for routers (default: %(default)s)",
-    )
+    discovery.add_options(parser, memory="nowhere outside this process")
     add(
         *("--block-size",),
         type=positive,
@@ -113,8 +97,8 @@ async def serve(options: argparse.Namespace) -> None:
         options.attach, options.worker_id or default_worker_id(options.attach), options.block_size, options.model_name
     )
     pace = Pace(load_poll_seconds=options.load_poll_seconds)
+    registry = discovery.open_registry(options)
     async with NatsBus(options.nats, name=f"adapter of {chosen.worker_id}") as bus:
-        registry = _registry(options)
         adapter = Adapter(chosen, bus, registry, namespace=options.namespace, pace=pace, announce=_announce)
         try:
             await _until_signalled(adapter)
@@ -130,12 +114,6 @@ async def _until_signalled(adapter: Adapter) -> None:
         await running
     except asyncio.CancelledError:
         logger.info("stopped: %s", adapter.statistics())
-
-
-def _registry(options: argparse.Namespace) -> Registry:
-    return (
-        MemoryRegistry() if options.discovery == "memory" else FileRegistry(options.discovery_path, options.namespace)
-    )
 
 
 def _announce(card: WorkerCard) -> None:
