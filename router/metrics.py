@@ -112,6 +112,7 @@ class Metrics:
             "warmpath_failed_snapshots", "Snapshot requests without a usable answer.", registry=registry
         )
 
+        self._replies: dict[tuple[str, int], Counter] = {}
         self._ignored_names: set[str] = set()
 
     def __repr__(self) -> str:
@@ -120,6 +121,13 @@ class Metrics:
     def exposition(self) -> bytes:
         """All of them in Prometheus' text format (`CONTENT_TYPE`)."""
         return generate_latest(self.registry)
+
+    def replied(self, endpoint: str, status: int) -> None:
+        """Count a reply; `endpoint` is one of the routes' patterns."""
+        counter = self._replies.get((endpoint, status))
+        if counter is None:
+            counter = self._replies[endpoint, status] = self.requests.labels(endpoint, str(status))
+        counter.inc()
 
     def answered(self, prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> None:
         """Count the tokens of an answer."""

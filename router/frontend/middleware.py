@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import re
-import uuid
 from typing import TYPE_CHECKING
 
-from aiohttp import web
-
+from router.frontend import http as web
 from router.frontend.errors import ApiError, internal
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
-    from aiohttp.typedefs import Middleware
-
     from router.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -24,26 +19,50 @@ logger = logging.getLogger(__name__)
 REQUEST_ID_HEADER = "X-Request-Id"
 ACCEPTABLE_ID = re.compile(r"[\x21-\x7e]{1,128}")
 CLIENT_LEFT = 499  # as nginx counts it; nobody is there to see it
-REQUEST_ID: web.RequestKey[str] = web.RequestKey("request_id", str)
 
 
-def outermost(metrics: Metrics) -> Middleware:
-    """The middleware that everything else runs in."""
+class Outermost:
+    """What the server asks for answers: the routes, and what surrounds them all."""
 
-    @web.middleware
-    async def answer(
-        request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-    ) -> web.StreamResponse:
-        request[REQUEST_ID] = _request_id(request)
+    def __init__(self, routes: web.Routes, metrics: Metrics, limits: web.Limits | None = None) -> None:
+        self.limits = limits or web.Limits()
+        self._routes = routes
+        self._metrics = metrics
+
+    def __repr__(self) -> str:
+        return f"Outermost({self._routes!r})"
+
+    async def answer(self, request: web.Request) -> web.Response | web.StreamResponse:
+        """A handler's reply, or its failure's."""
+        request.id = _request_id(request)
         status = CLIENT_LEFT
         try:
-            response = await _answer(request, handler)
+            response = await self._answer(request)
             status = response.status
         finally:
-            metrics.requests.labels(_route(request), str(status)).inc()
+            self._metrics.replied(request.route, status)
         return response
 
-    return answer
+    def refuse(self, refused: web.Refused) -> web.Response:
+        """What the server says by itself."""
+        self._metrics.replied("unknown", refused.status)
+        return error_response(_of_server(refused), _new_id())
+
+    async def _answer(self, request: web.Request) -> web.Response | web.StreamResponse:
+        try:
+            response = await self._routes.handler(request)(request)
+        except ApiError as error:
+            return error_response(error, request.id)
+        except web.Refused as refused:
+            return error_response(_of_server(refused), request.id)
+        except (asyncio.CancelledError, ConnectionResetError):
+            raise  # the client left
+        except Exception:
+            logger.exception("request %s: %s %s failed", request.id, request.method, request.path)
+            return error_response(internal(), request.id)
+        if not response.prepared:
+            response.headers[REQUEST_ID_HEADER] = request.id
+        return response
 
 
 def error_response(error: ApiError, request_id: str) -> web.Response:
@@ -52,48 +71,25 @@ def error_response(error: ApiError, request_id: str) -> web.Response:
     return web.Response(body=error.body(), status=error.status, headers=headers, content_type="application/json")
 
 
-async def _answer(
-    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-) -> web.StreamResponse:
-    request_id = request[REQUEST_ID]
-    try:
-        response = await handler(request)
-    except ApiError as error:
-        return error_response(error, request_id)
-    except web.HTTPException as error:
-        return error_response(_of_http(error, request), request_id)
-    except (asyncio.CancelledError, ConnectionResetError):
-        raise  # the client left
-    except Exception:
-        logger.exception("request %s: %s %s failed", request_id, request.method, request.path)
-        return error_response(internal(), request_id)
-    if not response.prepared:
-        response.headers[REQUEST_ID_HEADER] = request_id
-    return response
-
-
-def _of_http(error: web.HTTPException, request: web.Request) -> ApiError:
-    """The server's own objections: no such route, wrong method, body too large."""
-    match error:
-        case web.HTTPNotFound():
-            return ApiError(404, f"no such route: {request.method} {request.path}", code="unknown_route")
-        case web.HTTPMethodNotAllowed():
-            allowed = ", ".join(sorted(error.allowed_methods))
-            message = f"{request.path} does not take {request.method}, but {allowed}"
-            return ApiError(405, message, code="method_not_allowed", headers={"Allow": allowed})
-        case web.HTTPRequestEntityTooLarge():
-            return ApiError(413, f"the body is too large: {error.text}", code="body_too_large")
+def _of_server(refused: web.Refused) -> ApiError:
+    """The server's own objections: no such route, wrong method, body too large, no HTTP."""
+    match refused:
+        case web.NoRoute():
+            return ApiError(404, refused.message, code="unknown_route")
+        case web.MethodNotAllowed():
+            return ApiError(405, refused.message, code="method_not_allowed", headers={"Allow": refused.allowed})
+        case web.Refused(status=413):
+            return ApiError(413, refused.message, code="body_too_large")
         case _:
-            return ApiError(error.status, error.reason)
+            return ApiError(refused.status, refused.message)
 
 
 def _request_id(request: web.Request) -> str:
     """The client's own id where it is one line of visible ASCII; else a new one."""
-    given = request.headers.get(REQUEST_ID_HEADER, "")
-    return given if ACCEPTABLE_ID.fullmatch(given) else uuid.uuid4().hex
+    given = request.headers.get(REQUEST_ID_HEADER)
+    return given if given is not None and ACCEPTABLE_ID.fullmatch(given) else _new_id()
 
 
-def _route(request: web.Request) -> str:
-    """The route's pattern, not the path: it is a metric's label."""
-    resource = request.match_info.route.resource
-    return resource.canonical if resource is not None else "unknown"
+def _new_id() -> str:
+    """Unlike all others, but no secret."""
+    return f"{random.getrandbits(128):032x}"

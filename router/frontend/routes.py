@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import msgspec
 import numpy as np
-from aiohttp import web
 
 from router.core import NoTarget, Target
 from router.dispatch.errors import EngineError
 from router.dispatch.request import TokenRequest
+from router.frontend import http as web
 from router.frontend.completion import Completion
 from router.frontend.errors import (
     context_length_exceeded,
@@ -26,7 +26,7 @@ from router.frontend.errors import (
     no_worker,
     unsupported,
 )
-from router.frontend.middleware import REQUEST_ID, REQUEST_ID_HEADER, outermost
+from router.frontend.middleware import REQUEST_ID_HEADER, Outermost
 from router.frontend.replies import ChatReplies, CompletionReplies, error_event
 from router.frontend.requests import parse_chat, parse_completion, parse_explain
 from router.frontend.stops import StopStrings
@@ -97,10 +97,9 @@ class Frontend:
     def __repr__(self) -> str:
         return f"Frontend({self._fleet.models()})"
 
-    def application(self, max_body_bytes: int = MAX_BODY_BYTES) -> web.Application:
+    def application(self, max_body_bytes: int = MAX_BODY_BYTES) -> Outermost:
         """All routes; serve them with `server.listen`."""
-        app = web.Application(middlewares=[outermost(self._metrics)], client_max_size=max_body_bytes)
-        app.add_routes(
+        routes = web.Routes(
             [
                 web.post("/v1/chat/completions", self.chat_completions),
                 web.post("/v1/completions", self.completions),
@@ -113,17 +112,17 @@ class Frontend:
                 web.post("/explain", self.explain),
             ]
         )
-        return app
+        return Outermost(routes, self._metrics, web.Limits(body_bytes=max_body_bytes))
 
     # ---- OpenAI's routes
 
-    async def chat_completions(self, http: web.Request) -> web.StreamResponse:
+    async def chat_completions(self, http: web.Request) -> web.Response | web.StreamResponse:
         """`POST /v1/chat/completions`."""
         if self._text is not None:
             return await self._text.answer(http)
         return await self._generate(http, parse_chat(await http.read()), ChatReplies)
 
-    async def completions(self, http: web.Request) -> web.StreamResponse:
+    async def completions(self, http: web.Request) -> web.Response | web.StreamResponse:
         """`POST /v1/completions`."""
         if self._text is not None:
             return await self._text.answer(http)
@@ -169,7 +168,9 @@ class Frontend:
 
     # ---- a generation, step by step
 
-    async def _generate(self, http: web.Request, request: GenerationRequest, kind: type[Replies]) -> web.StreamResponse:
+    async def _generate(
+        self, http: web.Request, request: GenerationRequest, kind: type[Replies]
+    ) -> web.Response | web.StreamResponse:
         """Check → tokenize → dispatch → reply."""
         timer = RequestTimer(self._metrics)
         self._report(request.ignored)
@@ -181,22 +182,26 @@ class Frontend:
         replies = kind(carried.request_id, request.model, include_usage=request.include_usage)
         detokenizer = self._tokenizer(request.model).detokenizer()
         completion = Completion(detokenizer, StopStrings(request.stops), len(prompt))
-        answer = self._stream if request.stream else self._whole
+        response: web.Response | web.StreamResponse
         with self._metrics.requests_in_flight.track_inprogress():
             async with aclosing(self._dispatcher.run(carried)) as outputs:
-                response = await answer(http, _pieces(outputs, completion, timer), completion, replies)
+                pieces = _pieces(outputs, completion, timer)
+                if request.stream:
+                    response = await self._stream(http, pieces, completion, replies)
+                else:
+                    response = await self._whole(http, pieces, completion, replies)
         self._metrics.answered(*completion.usage)
         timer.end()
         return response
 
     async def _whole(
         self, http: web.Request, pieces: AsyncGenerator[Piece], completion: Completion, replies: Replies
-    ) -> web.StreamResponse:
+    ) -> web.Response:
         """All at once."""
         try:
             texts = [piece async for piece in pieces]
         except (EngineError, NoTarget) as error:
-            raise _reported(http[REQUEST_ID], replies, error) from error
+            raise _reported(http.id, replies, error) from error
         body = replies.full(
             "".join(piece.text for piece in texts), completion.finish_reason or "stop", completion.usage
         )
@@ -210,8 +215,8 @@ class Frontend:
         try:
             first = await anext(pieces)
         except (EngineError, NoTarget) as error:
-            raise _reported(http[REQUEST_ID], replies, error) from error
-        headers = {**STREAM_HEADERS, REQUEST_ID_HEADER: http[REQUEST_ID], WORKER_HEADER: str(first.target)}
+            raise _reported(http.id, replies, error) from error
+        headers = {**STREAM_HEADERS, REQUEST_ID_HEADER: http.id, WORKER_HEADER: str(first.target)}
         response = web.StreamResponse(headers=headers)
         await response.prepare(http)
         await response.write(replies.opening() + replies.piece(first.text, completion.finish_reason))

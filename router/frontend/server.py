@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from aiohttp import web
+from router.frontend import http as web
 
 if TYPE_CHECKING:
     from contextlib import AsyncExitStack
+
+    from router.frontend.middleware import Outermost
 
 SHUTDOWN_SECONDS = 5.0
 """How long running requests may take to end once the server stops; then they are cancelled, and aborted at their engines."""
@@ -16,7 +18,7 @@ ANY_HOST = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 
 
 
 async def listen(
-    application: web.Application,
+    application: Outermost,
     host: str,
     port: int,
     parts: AsyncExitStack,
@@ -33,12 +35,10 @@ async def listen(
 
     :raises OSError: the address cannot be used.
     """
-    runner = web.AppRunner(application, handler_cancellation=True, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS)
-    parts.push_async_callback(runner.cleanup)
-    await runner.setup()
-    await web.TCPSite(runner, host, port, reuse_port=shared or None).start()
+    server = web.Server(application, application.limits)
+    parts.push_async_callback(server.close, SHUTDOWN_SECONDS)
+    bound = await server.listen(host, port, shared=shared)
     if own_port is not None:
-        await web.TCPSite(runner, host, own_port).start()
+        bound = await server.listen(host, own_port)
     address = ANY_HOST.get(host, host)
-    bound = runner.addresses[-1][1]
     return f"http://[{address}]:{bound}" if ":" in address else f"http://{address}:{bound}"

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
-from aiohttp import web
 
 from router.core import NoTarget
 from router.dispatch.errors import EngineError
 from router.dispatch.relay import TextRequest
+from router.frontend import http as web
 from router.frontend.errors import ApiError, from_dispatch, internal, invalid
-from router.frontend.middleware import REQUEST_ID, REQUEST_ID_HEADER
+from router.frontend.middleware import REQUEST_ID_HEADER
 from router.frontend.replies import error_event
 from router.frontend.requests import plain_messages, plain_prompt
 from router.frontend.template import TemplateRefused
@@ -84,7 +84,7 @@ class TextMode:
     def __repr__(self) -> str:
         return f"TextMode({self._relay!r}, {'tokens' if self._tokenizer_of is not None else 'load alone'})"
 
-    async def answer(self, http: web.Request) -> web.StreamResponse:
+    async def answer(self, http: web.Request) -> web.Response | web.StreamResponse:
         """Check → tokenize beside it → relay → reply.
 
         :raises ApiError: what a client is told when there is no answer.
@@ -96,11 +96,11 @@ class TextMode:
             answer = await self._relay.open(request)
             timer.tokens(1)
             try:
-                response = await self._stream(http, answer) if answer.streams else _whole(answer)
+                response = await self._reply(http, answer)
             finally:
                 answer.close()
         except (EngineError, NoTarget) as error:
-            raise _reported(http[REQUEST_ID], error) from error
+            raise _reported(http.id, error) from error
         finally:
             self._metrics.requests_in_flight.dec()
         if answer.usage is not None:
@@ -109,13 +109,16 @@ class TextMode:
         timer.end()
         return response
 
+    async def _reply(self, http: web.Request, answer: Answer) -> web.Response | web.StreamResponse:
+        return await self._stream(http, answer) if answer.streams else _whole(answer)
+
     async def _stream(self, http: web.Request, answer: Answer) -> web.StreamResponse:
         """Bytes as they come, each piece written at once."""
         headers = {
             "Content-Type": answer.content_type,
             "Cache-Control": "no-cache",
             "X-Accel-Buffering": "no",
-            REQUEST_ID_HEADER: http[REQUEST_ID],
+            REQUEST_ID_HEADER: http.id,
             WORKER_HEADER: str(answer.target),
         }
         response = web.StreamResponse(headers=headers)
@@ -125,7 +128,7 @@ class TextMode:
             async for data in answer:
                 await response.write(data)
         except EngineError as error:
-            await self._break(response, _reported(http[REQUEST_ID], error))
+            await self._break(response, _reported(http.id, error))
         except (ConnectionResetError, asyncio.CancelledError):
             raise  # the client left
         except Exception:
@@ -194,7 +197,7 @@ def _reports_usage(options: object) -> bool:
 
 def _forwarded(http: web.Request) -> dict[str, str]:
     headers = {name: value for name in FORWARDED if (value := http.headers.get(name)) is not None}
-    headers[REQUEST_ID_HEADER] = http[REQUEST_ID]
+    headers[REQUEST_ID_HEADER] = http.id
     return headers
 
 
