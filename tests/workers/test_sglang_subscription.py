@@ -40,12 +40,40 @@ async def subscriber(context, rank, **options):
         yield subscription
 
 
+class Place:
+    """Two ports at which one engine after another publishes: each with a context of its own, that frees them at once."""
+
+    def __init__(self, replay=True):
+        self._ports = free_ports(2) if replay else [*free_ports(1), None]
+        self._context = None
+
+    async def engine(self, seq=0, history=()):
+        """End the last one, and begin the next."""
+        await self.close()
+        self._context = zmq.asyncio.Context()
+        self._rank = FakeRank(self._context, *self._ports)
+        self._rank.seq, self._rank.history = seq, list(history)
+        return self._rank
+
+    async def close(self):
+        if self._context is not None:
+            await self._rank.close()
+            self._context.destroy(linger=0)
+
+
+@pytest.fixture
+async def place():
+    place = Place()
+    yield place
+    await place.close()
+
+
 async def take(subscription, count):
     """The next `count` deliveries."""
     taken = []
     while len(taken) < count:
         taken += await asyncio.wait_for(subscription.receive(), 5)
-    assert len(taken) == count
+    assert len(taken) == count, taken
     return taken
 
 
@@ -86,8 +114,8 @@ async def test_a_gap_is_filled_from_replay(context):
         await rank.publish(CLEARED, live=False)
         await rank.publish(CLEARED)
         assert numbers(await take(subscription, 2)) == [3, 4]
-        assert rank.requests == [0, 0, 3]
-        assert subscription.statistics() == (5, 5, 0, 2, 0, 0, 0)
+        assert rank.requests == [0, 0, 2]
+        assert subscription.statistics() == (5, 5, 0, 2, 0, 0, 0, 0, 0)
 
 
 async def test_a_gap_that_replay_has_forgotten_is_named(context):
@@ -106,8 +134,9 @@ async def test_history_may_begin_late(context):
         await rank.publish(CLEARED, kept=False)
         await rank.publish(CLEARED)
         async with subscriber(context, rank) as subscription:
-            assert numbers(await subscription.history()) == [1]
-            assert subscription.statistics().lost == 0
+            assert numbers(await subscription.history()) == [(0, 0), 1]
+            assert rank.requests == [0, 0, 0]  # a dropped reply looks the same: it asks again
+            assert subscription.statistics().lost == 1
 
 
 async def test_without_replay_it_begins_with_what_comes_and_gaps_are_named(context, caplog):
@@ -118,7 +147,7 @@ async def test_without_replay_it_begins_with_what_comes_and_gaps_are_named(conte
             await rank.publish(CLEARED)
             await rank.publish(CLEARED, live=False)
             await rank.publish(CLEARED)
-            assert numbers(await take(subscription, 3)) == [1, (2, 2), 3]
+            assert numbers(await take(subscription, 4)) == [(0, 0), 1, (2, 2), 3]
     assert any("replay_endpoint" in record.getMessage() for record in caplog.records)
 
 
@@ -128,12 +157,12 @@ async def test_a_replay_socket_that_stays_silent_is_given_up(context, caplog):
         async with subscriber(context, rank, replay_timeout_seconds=0.1) as subscription:
             assert await subscription.history() == []
             await rank.publish(CLEARED)
-            assert numbers(await take(subscription, 1)) == [1]
-            assert subscription.statistics().failed_replays == 1
+            assert numbers(await take(subscription, 2)) == [(0, 0), 1]
+            assert subscription.statistics().failed_replays == 2
     assert any("did not finish the replay" in record.getMessage() for record in caplog.records)
 
 
-@pytest.mark.parametrize("drops", [{3}, {3, 4, 9}, {9}, {END}, {7, END}])
+@pytest.mark.parametrize("drops", [{0}, {0, 1, 5}, {3}, {3, 4, 9}, {9}, {END}, {7, END}])
 async def test_what_a_replay_drops_is_asked_for_again(context, drops):
     async with publisher(context) as rank:
         for _ in range(10):
@@ -147,15 +176,103 @@ async def test_what_a_replay_drops_is_asked_for_again(context, drops):
             assert subscription.statistics().lost == 0
 
 
-async def test_numbers_that_begin_again_are_another_engine(context):
+async def test_numbers_that_begin_again_are_another_engine_though_its_clock_is_behind(context):
     async with publisher(context) as rank, subscriber(context, rank) as subscription:
         for _ in range(3):
             await rank.publish(CLEARED, ts=100.0)
         await subscription.history()
         rank.seq = 1
-        await rank.publish(CLEARED, ts=101.0)
+        await rank.publish(CLEARED, ts=99.0)
         with pytest.raises(EngineRestarted, match="began again at event 1, 3 was due"):
             await take(subscription, 1)
+
+
+@pytest.mark.parametrize("events", [1, 2, 3, 5], ids=lambda events: f"{events} published again")
+async def test_another_engine_is_found_whatever_its_number_is_when_it_is_heard_again(context, place, events):
+    """Behind what was due, just that, or beyond it: its numbers alone would look like the first engine's."""
+    rank = await place.engine()
+    async with subscriber(context, rank) as subscription:
+        for _ in range(2):
+            await rank.publish(CLEARED, ts=100.0)
+        await subscription.history()
+        taking = asyncio.ensure_future(take(subscription, 10))  # ZMQ subscribes again only while somebody reads
+        rank = await place.engine()
+        for number in range(events - 1):
+            await rank.publish(CLEARED, ts=50.0 + number)
+        await rank.subscribed()
+        await rank.publish(CLEARED, ts=99.0)
+        with pytest.raises(EngineRestarted):
+            await taking
+        assert subscription.statistics().disconnects == 1
+
+
+async def test_another_engine_that_says_nothing_is_found_after_a_while(context, place):
+    rank = await place.engine()
+    async with subscriber(context, rank, quiet_seconds=0.02) as subscription:
+        await rank.publish(CLEARED, ts=100.0)
+        await subscription.history()
+        await place.engine()
+        with pytest.raises(EngineRestarted, match="another engine: it has not published event 0"):
+            await take(subscription, 2)
+
+
+async def test_a_broken_connection_to_the_same_engine_costs_nothing(context, place):
+    rank = await place.engine()
+    async with subscriber(context, rank) as subscription:
+        await rank.publish(CLEARED)
+        await subscription.history()
+        await rank.publish(CLEARED)
+        assert numbers(await take(subscription, 1)) == [1]
+        taking = asyncio.ensure_future(take(subscription, 2))
+        rank = await place.engine(rank.seq, rank.history)
+        await rank.publish(CLEARED)  # nobody hears it
+        await rank.subscribed()
+        await rank.publish(CLEARED)
+        assert numbers(await taking) == [2, 3]
+        statistics = subscription.statistics()
+        assert (statistics.disconnects, statistics.lost) == (1, 0)
+
+
+async def test_a_broken_connection_without_replay_begins_anew(context):
+    place = Place(replay=False)
+    rank = await place.engine()
+    async with subscriber(context, rank) as subscription:
+        await subscription.history()
+        await rank.publish(CLEARED)
+        await take(subscription, 1)
+        taking = asyncio.ensure_future(take(subscription, 1))
+        rank = await place.engine(rank.seq)
+        await rank.subscribed()
+        await rank.publish(CLEARED)
+        with pytest.raises(EngineRestarted, match="was away"):
+            await taking
+    await place.close()
+
+
+async def test_the_last_event_before_a_silence_is_missed_and_found(context):
+    async with publisher(context) as rank, subscriber(context, rank, quiet_seconds=0.02) as subscription:
+        await rank.publish(CLEARED)
+        await subscription.history()
+        await rank.publish(CLEARED, live=False)
+        assert numbers(await take(subscription, 1)) == [1]
+        assert subscription.statistics().late == 1
+
+
+async def test_an_engine_that_does_not_answer_is_asked_less_and_less_often(context, monkeypatch):
+    monkeypatch.setattr("workers.sglang.subscription.LONGEST_QUIET_SECONDS", 0.04)
+    async with publisher(context) as rank:
+        options = {"quiet_seconds": 0.01, "replay_timeout_seconds": 0.02}
+        async with subscriber(context, rank, **options) as subscription:
+            await rank.publish(CLEARED)
+            await subscription.history()
+            rank.answers = False
+            while subscription.statistics().failed_replays < 4:
+                assert await subscription.receive() == []
+            assert subscription._patience == 0.04
+            rank.answers = True
+            await rank.publish(CLEARED, live=False)
+            assert numbers(await take(subscription, 1)) == [1]
+            assert subscription._patience == 0.01
 
 
 async def test_malformed_messages_are_counted_and_left_out(context):
@@ -225,6 +342,6 @@ async def test_replies_of_every_version(context):
 async def test_repr_and_unreachable_statistics(context):
     (port,) = free_ports(1)
     subscription = RankSubscription(context, f"tcp://127.0.0.1:{port}", None)
-    assert repr(subscription) == f"<RankSubscription tcp://127.0.0.1:{port} next=None>"
+    assert repr(subscription) == f"<RankSubscription tcp://127.0.0.1:{port} next=0>"
     assert set(subscription.statistics()) == {0}
     await subscription.__aexit__(None, None, None)

@@ -50,6 +50,8 @@ class Pace(NamedTuple):
     load_poll_seconds: float = 1.0
     """Between questions for its load, where it does not publish it."""
     replay_timeout_seconds: float = 5.0
+    quiet_seconds: float = 1.0
+    """After so long without an event, the engine's replay socket is asked whether there was one."""
 
 
 class RankStatistics(NamedTuple):
@@ -185,6 +187,7 @@ class Adapter:
             replay.endpoint(rank) if replay else None,
             events.topic,
             replay_timeout_seconds=self._pace.replay_timeout_seconds,
+            quiet_seconds=self._pace.quiet_seconds,
         )
         await streams.enter_async_context(subscription)
         relay = RankRelay(self._bus, self._namespace, description.card, rank)

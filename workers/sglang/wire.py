@@ -7,7 +7,6 @@ A payload is msgpack `[ts, [event, …], dp_rank]`. From 0.5.20 on, an event is 
 from __future__ import annotations
 
 import logging
-import struct
 from array import array
 from collections import Counter
 from dataclasses import dataclass
@@ -124,18 +123,6 @@ class DecoderStatistics(NamedTuple):
     """What was not understood, by reason: `type …`, `key …`, `medium …`, `malformed …`."""
 
 
-def published_at(payload: bytes) -> float:
-    """A payload's `ts`, without decoding the rest; 0.0 where it is not a float. O(1).
-
-    >>> published_at(msgspec.msgpack.encode([1.5, [], 0]))
-    1.5
-    """
-    if len(payload) < 10 or payload[1] != 0xCB:  # float 64, after the array's own byte
-        return 0.0
-    seconds: float = struct.unpack_from(">d", payload, 1 + 1)[0]
-    return seconds
-
-
 class EventDecoder:
     """Decodes one rank's payloads; what it does not understand is left out, counted, and said once."""
 
@@ -147,7 +134,7 @@ class EventDecoder:
     def decode(self, payload: bytes) -> EngineBatch:
         """A payload's events in causal order. O(tokens).
 
-        :raises WireError: not msgpack, or not `[ts, [event, …], …]`.
+        :raises WireError: not msgpack, not `[ts, [event, …], …]`, or a removal in it cannot be read.
         """
         try:
             ts, events, *tail = msgspec.msgpack.decode(payload)
@@ -170,6 +157,8 @@ class EventDecoder:
                 decoded = self._event(kind, event)
             except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
                 self._ignore(f"malformed {kind}", repr(error))
+                if kind != "BlockStored":  # a store may be left out; without a removal, ghosts would stay
+                    raise WireError(f"malformed {kind}: {error!r}") from error
             else:
                 if decoded is not None:
                     yield decoded
