@@ -73,6 +73,28 @@ class KvEvents(msgspec.Struct, frozen=True, array_like=True, tag="kv"):
     """Unix seconds at the adapter."""
 
 
+class KvMark(msgspec.Struct, frozen=True, array_like=True, tag="mark"):
+    """Where one rank's events stand, said every few seconds: who has heard less has missed the last ones before a silence."""
+
+    worker_id: str
+    rank: int
+    epoch: int
+    seq: int
+    """Last event message published; -1 before the first."""
+    published_at: float = 0.0
+    """Unix seconds at the adapter."""
+    orphans: int = 0
+    """Pages that the engine holds, but whose prefix the adapter does not know: no router can be told of them."""
+    gaps: int = 0
+    """Times in this epoch that the engine's events skipped numbers; so the next two."""
+    lost: int = 0
+    """Engine events that no replay could bring."""
+    resets: int = 0
+    """Times that the adapter emptied its mirror, because events were lost or unreadable."""
+    unreadable: int = 0
+    """Parts of the engine's events that were not understood and left out."""
+
+
 class SnapshotRequest(msgspec.Struct, frozen=True, array_like=True, tag="snap?"):
     """Asks an adapter for all that one rank holds; answered by one or more `SnapshotChunk`."""
 
@@ -112,9 +134,11 @@ class WorkerLoad(msgspec.Struct, frozen=True, array_like=True, tag="load"):
     """Running total: time spent in prefill since the engine started."""
     reported_at: float = 0.0
     """Unix seconds at the adapter."""
+    source: str = "engine"
+    """Who says so. Reports of one source replace each other, those of several stand beside each other."""
 
 
-Message = KvEvents | SnapshotRequest | SnapshotChunk | WorkerLoad
+Message = KvEvents | KvMark | SnapshotRequest | SnapshotChunk | WorkerLoad
 
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER = msgspec.msgpack.Decoder(Message)

@@ -54,9 +54,10 @@ class RankStream:
     """Orders the `KvEvents` of one rank.
 
     `buffer_messages` bounds what is kept while fenced; the oldest are pushed out, as a snapshot most likely includes them.
+    `epoch`: the one that is known to be there, e.g. from a worker's card: what is older is stale from the start.
     """
 
-    def __init__(self, buffer_messages: int = BUFFER_MESSAGES) -> None:
+    def __init__(self, buffer_messages: int = BUFFER_MESSAGES, epoch: int | None = None) -> None:
         self._buffer_messages = buffer_messages
         self._buffer: dict[int, KvEvents] = {}  # by seq, in order of arrival; of the present epoch; empty while live
         self._live = False
@@ -65,6 +66,8 @@ class RankStream:
         self._highest = -1  # greatest seq known of in this epoch, whether it came as a message or in a snapshot
         self._offered = self._applied = self._stale = self._duplicates = self._overflowed = self._superseded = 0
         self._gaps = self._epochs = self._refused = self._resyncs = 0
+        if epoch is not None:
+            self._begin(epoch)
 
     @property
     def live(self) -> bool:
@@ -114,6 +117,26 @@ class RankStream:
         self._live = self._next > self._highest
         self._gaps += not self._live
         return messages
+
+    def lacks(self, epoch: int, seq: int) -> bool:
+        """Whether event `seq` of `epoch`, which was published, should have come by now, and has not. O(1).
+
+        Not while fenced within that epoch: then a snapshot is on its way in any case.
+        """
+        if not self.accepts(epoch):
+            return False
+        return epoch != self._epoch or (self._live and seq >= self._next)
+
+    def missed(self, epoch: int, seq: int) -> None:
+        """Event `seq` of `epoch` was published, and does not come: fence. O(1) (a new epoch: O(buffered))."""
+        if not self.lacks(epoch, seq):
+            return
+        if epoch != self._epoch:
+            self._begin(epoch)
+        else:
+            self._gaps += 1
+        self._highest = max(self._highest, seq)
+        self.fence()
 
     def fence(self) -> None:
         """Something may have been missed (a reconnect): apply nothing more without a snapshot. O(1)."""

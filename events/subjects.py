@@ -25,6 +25,11 @@ def kv(namespace: str, worker_id: str, rank: int) -> str:
     return f"{ROOT}.{token(namespace)}.kv.{token(worker_id)}.{rank}"
 
 
+def mark(namespace: str, worker_id: str, rank: int) -> str:
+    """Where one rank's cache events stand (`KvMark`)."""
+    return f"{ROOT}.{token(namespace)}.mark.{token(worker_id)}.{rank}"
+
+
 def load(namespace: str, worker_id: str, rank: int) -> str:
     """Load reports of one rank (`WorkerLoad`)."""
     return f"{ROOT}.{token(namespace)}.load.{token(worker_id)}.{rank}"
@@ -36,7 +41,7 @@ def snapshot(namespace: str, worker_id: str, rank: int) -> str:
 
 
 def every(namespace: str, kind: str) -> str:
-    """Pattern: all messages of a kind (`kv`, `load`) in a namespace.
+    """Pattern: all messages of a kind (`kv`, `mark`, `load`) in a namespace.
 
     >>> every("default", "kv")
     'warmpath.default.kv.>'

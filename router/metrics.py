@@ -5,8 +5,13 @@ Labels are bounded: none holds a name that clients choose, but for the first few
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+if TYPE_CHECKING:
+    from events.messages import KvMark
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 disable_created_metrics()  # type: ignore[no-untyped-call]  # else every counter and histogram has a twin that holds its time of birth
@@ -107,7 +112,36 @@ class Metrics:
             registry=registry,
             buckets=SECONDS,
         )
-        self.snapshots = Counter("warmpath_snapshots", "Snapshots taken from adapters.", registry=registry)
+        self.gaps = Counter(
+            "warmpath_gaps",
+            "Times that events were found missing: between adapter and router (bus), or engine and adapter (engine).",
+            ("hop",),
+            registry=registry,
+        )
+        self.resyncs = Counter(
+            "warmpath_resyncs", "Snapshots taken in place of what was known, by source.", ("source",), registry=registry
+        )
+        self.stale_epoch = Counter(
+            "warmpath_stale_epoch",
+            "Messages of a life of engine or adapter that is over, dropped.",
+            ("kind",),
+            registry=registry,
+        )
+        self.silences = Counter(
+            "warmpath_silences", "Times that a rank's adapter was not heard any more.", registry=registry
+        )
+        self.engine_events_lost = Counter(
+            "warmpath_engine_events_lost", "Event batches of engines that no replay could bring.", registry=registry
+        )
+        self.mirror_resets = Counter(
+            "warmpath_mirror_resets",
+            "Times that an adapter emptied its mirror, as events were lost or unreadable.",
+            registry=registry,
+        )
+        for hop in ("bus", "engine"):
+            self.gaps.labels(hop)
+        for kind in ("events", "mark", "load", "snapshot"):
+            self.stale_epoch.labels(kind)
         self.failed_snapshots = Counter(
             "warmpath_failed_snapshots", "Snapshot requests without a usable answer.", registry=registry
         )
@@ -134,6 +168,15 @@ class Metrics:
         self.prompt_tokens.inc(prompt_tokens)
         self.completion_tokens.inc(completion_tokens)
         self.cached_tokens.inc(cached_tokens)
+
+    def marked(self, mark: KvMark, before: KvMark | None) -> None:
+        """Count what happened at an adapter since its last mark of the same epoch."""
+        for counter, name in (
+            (self.gaps.labels("engine"), "gaps"),
+            (self.engine_events_lost, "lost"),
+            (self.mirror_resets, "resets"),
+        ):
+            counter.inc(max(0, getattr(mark, name) - (getattr(before, name) if before is not None else 0)))
 
     def ignored_field(self, name: str) -> bool:
         """Count an unknown request field; true if it is the first of its name. Only the first 32 names are told apart."""

@@ -12,6 +12,8 @@ _MASK = types.Array(boolean, 1, "A", readonly=True)
 
 
 ANY_MODEL = -2
+REPORT_LIFETIME_SECONDS = 5.0
+"""Engines report every second: one that was silent for so long is not known to have a queue, nor to have none."""
 
 
 @njit(int64(_MASK, _MASK, _TOKENS, int64, boolean[::1]), cache=True, nogil=True)
@@ -36,9 +38,10 @@ def uncached(device, host, disk, predicted, page_size, block_size, prompt_tokens
 
 @njit(void(_FLOATS, _FLOATS, _FLOATS, float64, float64[::1]), cache=True, nogil=True)
 def still_waiting(waiting, received_at, rate, now, tokens):  # type: ignore[no-untyped-def]
-    """What an engine said was waiting, less what it has prefilled since at its rate."""
+    """What an engine said was waiting, less what it has prefilled since at its rate; nothing once the report has expired."""
     for slot in range(len(tokens)):
-        tokens[slot] = max(waiting[slot] - rate[slot] * (now - received_at[slot]), 0.0)
+        age = now - received_at[slot]
+        tokens[slot] = max(waiting[slot] - rate[slot] * age, 0.0) if age <= REPORT_LIFETIME_SECONDS else 0.0
 
 
 @njit(

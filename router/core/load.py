@@ -208,11 +208,16 @@ class Reported(NamedTuple):
 
 
 class ReportedLoads:
-    """The last load report per target."""
+    """The last load report per target and source; one older than `REPORT_LIFETIME_SECONDS` says nothing any more.
+
+    A worker that restarts is another one: a report of an epoch before the latest known is stale, and refused.
+    """
 
     def __init__(self) -> None:
-        self._last: dict[int, Reported] = {}
+        self._last: dict[int, dict[str, Reported]] = {}
         self._columns = Columns(waiting_tokens=np.float64, received_at=np.float64)
+        self.stale = 0
+        """Reports refused."""
 
     def add_target(self, slot: int) -> None:
         """Make room for a target's reports."""
@@ -223,20 +228,30 @@ class ReportedLoads:
         self._last.pop(slot, None)
         self._columns.reset(slot)
 
-    def report(self, slot: int, load: WorkerLoad, now: float) -> None:
-        """Take a report in place of the one before."""
-        self._last[slot] = Reported(load, now)
+    def report(self, slot: int, load: WorkerLoad, now: float) -> bool:
+        """Take a report in place of its source's last one; False: it is stale."""
+        sources = self._last.setdefault(slot, {})
+        newest = max((reported.load.epoch for reported in sources.values()), default=load.epoch)
+        if load.epoch < newest:
+            self.stale += 1
+            return False
+        if load.epoch > newest:
+            sources.clear()
+        sources[load.source] = Reported(load, now)
         self._columns["waiting_tokens"][slot] = load.waiting_uncached_tokens or 0
         self._columns["received_at"][slot] = now
+        return True
 
     def last(self, slot: int) -> Reported | None:
-        """The last report. None: there was none yet."""
-        return self._last.get(slot)
+        """The latest report of any source, however old. None: there was none yet. O(sources)."""
+        sources = self._last.get(slot)
+        return max(sources.values(), key=lambda reported: reported.received_at) if sources else None
 
     def prefill_tokens(self, rates: NDArray[np.float64], now: float) -> NDArray[np.float64]:
         """Uncached tokens that still wait in each engine's queue: what it reported, less what it has prefilled since at its rate.
 
-        So an old report fades by itself. 0 where the engine did not say: this is a lower bound, not a load. float64 (slots,).
+        So an old report fades by itself, and counts no more once it has expired. 0 where the engine did not say: this is a lower
+        bound, not a load. float64 (slots,).
         """
         waiting = np.empty(len(rates))
         columns = self._columns

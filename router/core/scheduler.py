@@ -83,6 +83,8 @@ class SchedulerStatistics(NamedTuple):
     expected_cached_tokens: int
     """What placements promised, summed over first tokens for which the engine told what was true: `actual_cached_tokens`."""
     actual_cached_tokens: int
+    stale_reports: int
+    """Load reports of an epoch that is over; ignored."""
     exact: IndexStatistics
     predicted: PredictedStatistics
     rates: RateStatistics
@@ -228,8 +230,7 @@ class Scheduler:
     def report_load(self, target: Target, load: WorkerLoad, now: float) -> None:
         """Take in what an engine says of its load. O(1)."""
         slot = self._known(target)
-        if slot is not None:
-            self._reported.report(slot, load, now)
+        if slot is not None and self._reported.report(slot, load, now):
             self._rates.report(slot, load)
         self._predicted.expire(now)
 
@@ -327,6 +328,7 @@ class Scheduler:
             repeated_first_tokens=self._bookings.repeated_first_tokens,
             expected_cached_tokens=self._expected_cached_tokens,
             actual_cached_tokens=self._actual_cached_tokens,
+            stale_reports=self._reported.stale,
             exact=self._index.statistics(),
             predicted=self._predicted.statistics(),
             rates=self._rates.statistics(),

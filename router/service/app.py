@@ -28,6 +28,7 @@ from router.frontend.server import listen
 from router.frontend.tokenizer import ModelDirError, ModelTokenizer
 from router.metrics import Metrics
 from router.service.collector import StateCollector
+from router.service.event_collector import EventCollector
 from router.service.feed import EventFeed
 from router.service.quarantine import Quarantine
 from router.service.roster import Roster
@@ -116,6 +117,7 @@ class RouterService:
         )
         bus.on_connect = feed.resynchronise
         await feed.open()
+        self.metrics.registry.register(EventCollector(feed))
         parts.push_async_callback(feed.close)
         return feed
 

@@ -115,8 +115,8 @@ class Roster:
             exact=False,
             max_running_requests=card.max_running_requests,
         )
-        if self._feed is not None and card.kv_events:
-            self._feed.follow(target)
+        if self._feed is not None:
+            self._feed.follow(target, card.epoch, events=card.kv_events)
 
     def _leave(self, worker_id: str) -> None:
         self._refused.pop(worker_id, None)

@@ -16,6 +16,7 @@ from events.messages import (
     BlocksStored,
     CacheCleared,
     KvEvents,
+    KvMark,
     SnapshotChunk,
     SnapshotRequest,
     Tier,
@@ -36,6 +37,7 @@ SEQ = st.integers(-1, 2**63 - 1)
 SECONDS = st.floats(0, 1e12)
 RANK = {"worker_id": st.text(), "rank": COUNT}
 MESSAGES = st.one_of(
+    st.builds(KvMark, **RANK, epoch=COUNT, seq=COUNT, published_at=SECONDS, orphans=COUNT, gaps=COUNT),
     st.builds(KvEvents, **RANK, epoch=COUNT, seq=COUNT, events=st.lists(EVENTS, max_size=5), published_at=SECONDS),
     st.builds(SnapshotRequest, **RANK),
     st.builds(

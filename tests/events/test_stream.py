@@ -155,6 +155,38 @@ def test_a_snapshot_that_misses_what_was_pushed_out_needs_another():
     assert stream.needs_snapshot
 
 
+def test_what_was_published_and_did_not_come_is_a_gap():
+    stream = live_stream()
+    stream.offer(message(0))
+    assert not stream.lacks(1, 0)
+    assert stream.lacks(1, 1)
+    stream.missed(1, 1)
+    assert stream.needs_snapshot
+    assert stream.statistics().gaps == 1
+    assert not stream.lacks(1, 1)  # a snapshot is on its way
+    assert stream.adopt(1, watermark=0) == []
+    assert stream.needs_snapshot  # it must hold event 1
+    assert stream.adopt(1, watermark=1) == []
+    assert stream.live
+
+
+def test_a_mark_of_a_new_epoch_begins_it_and_one_of_an_old_epoch_says_nothing():
+    stream = live_stream(epoch=2)
+    assert not stream.lacks(1, 99)
+    stream.missed(1, 99)
+    assert stream.live
+    assert stream.lacks(3, -1)
+    stream.missed(3, -1)
+    assert (stream.epoch, stream.live) == (3, False)
+
+
+def test_an_epoch_that_is_known_from_the_start_makes_older_ones_stale():
+    stream = RankStream(epoch=5)
+    assert stream.offer(message(0, epoch=4)) == []
+    assert not stream.accepts(4)
+    assert stream.statistics().stale == 1
+
+
 def test_fence_stops_until_the_next_snapshot():
     stream = live_stream()
     stream.fence()
@@ -229,6 +261,12 @@ class Reader(RuleBasedStateMachine):
     @rule()
     def fence(self):
         self.stream.fence()
+
+    @rule()
+    def mark(self):
+        if self.stream.lacks(self.epoch, self.seq):
+            self.stream.missed(self.epoch, self.seq)
+        assert self.stream.needs_snapshot or (self.stream.epoch, self.stream._next - 1) == (self.epoch, self.seq)
 
     @rule()
     def take_snapshot(self):

@@ -14,13 +14,20 @@ from events.blocks import sequence_hashes
 from events.bus.memory import MemoryBroker, MemoryBus
 from events.membership import RegistryError
 from events.membership.memory import MemoryDirectory, MemoryRegistry
-from events.messages import CacheCleared, KvEvents, SnapshotRequest, Tier, WorkerLoad, unpack_hashes
+from events.messages import CacheCleared, KvEvents, KvMark, SnapshotRequest, Tier, WorkerLoad, unpack_hashes
 from workers.sglang.adapter import Adapter, Pace
 from workers.sglang.card import CardError, Chosen
 
 from .fake_sglang import FakeServer, removed, stored, until
 
-PACE = Pace(wait_seconds=0.02, watch_seconds=0.02, missed_watches=2, load_poll_seconds=0.02, replay_timeout_seconds=0.2)
+PACE = Pace(
+    wait_seconds=0.02,
+    watch_seconds=0.02,
+    missed_watches=2,
+    load_poll_seconds=0.02,
+    replay_timeout_seconds=0.2,
+    mark_seconds=0.02,
+)
 BLOCK = 64
 
 
@@ -40,7 +47,7 @@ class Outside:
         self.adapter = Adapter(
             self.chosen, self._bus, self.registry, pace=PACE._replace(**pace), announce=self.announced.append
         )
-        self.events, self.loads = [], []
+        self.events, self.loads, self.marks = [], [], []
 
     async def __aenter__(self):
         await self.bus.open()
@@ -59,7 +66,7 @@ class Outside:
         if ".snapshot." in received.subject:
             return
         message = messages.decode(received.data)
-        (self.events if isinstance(message, KvEvents) else self.loads).append(message)
+        {KvEvents: self.events, KvMark: self.marks, WorkerLoad: self.loads}[type(message)].append(message)
 
     @property
     def card(self):
@@ -120,6 +127,18 @@ async def test_a_late_adapter_knows_all_that_happened_before():
             assert (message.epoch, message.seq) == (card.epoch, 0)
             assert unpack_hashes(message.events[0].hashes).tolist() == hashes(range(128))[1:]
             assert (await outside.held())[1] == (card.epoch, 0)
+
+
+async def test_marks_say_where_the_events_stand():
+    async with attached() as (server, outside):
+        await until(lambda: outside.marks)
+        assert (outside.marks[0].epoch, outside.marks[0].seq) == (outside.card.epoch, -1)
+        await server.ranks[0].publish(stored([7], 6, range(16)))  # its parent is not known
+        await server.ranks[0].publish(stored([1, 2, 3, 4], None, range(64)), live=False)
+        await server.ranks[0].publish(removed([4]))
+        await until(lambda: outside.marks[-1].seq == 0)
+        mark = outside.marks[-1]
+        assert (mark.orphans, mark.gaps, mark.lost, mark.resets) == (1, 1, 0, 0)
 
 
 async def test_every_rank_has_its_own_cache():

@@ -50,6 +50,8 @@ class Pace(NamedTuple):
     load_poll_seconds: float = 1.0
     """Between questions for its load, where it does not publish it."""
     replay_timeout_seconds: float = 5.0
+    mark_seconds: float = 2.0
+    """Between two marks of where a rank's events stand."""
     quiet_seconds: float = 1.0
     """After so long without an event, the engine's replay socket is asked whether there was one."""
 
@@ -156,6 +158,7 @@ class Adapter:
             async with asyncio.TaskGroup() as tasks:
                 for relay, subscription in self._ranks:
                     tasks.create_task(self._relay(relay, subscription))
+                    tasks.create_task(self._mark(relay, subscription))
                 for work in self._load_work(engine, description):
                     tasks.create_task(work)
                 try:
@@ -199,6 +202,11 @@ class Adapter:
     async def _relay(self, relay: RankRelay, subscription: RankSubscription) -> None:
         while True:
             await relay.relay(await subscription.receive())
+
+    async def _mark(self, relay: RankRelay, subscription: RankSubscription) -> None:
+        while True:
+            await relay.mark(subscription.statistics())
+            await asyncio.sleep(self._pace.mark_seconds)
 
     async def _watch(self, engine: Engine) -> None:
         missed = 0

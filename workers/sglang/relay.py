@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 import msgspec
 
 from events import messages, subjects
-from events.messages import BlocksStored, CacheCleared, CacheEvent, KvEvents, SnapshotChunk, SnapshotRequest
+from events.messages import BlocksStored, CacheCleared, CacheEvent, KvEvents, KvMark, SnapshotChunk, SnapshotRequest
 
 from .mirror import CacheMirror, MirrorStatistics
-from .subscription import Frame
+from .subscription import Frame, SubscriptionStatistics
 from .wire import DecoderStatistics, EventDecoder, WireError, coalesce
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ class RankRelay:
         self._card = card
         self._rank = rank
         self._subject = subjects.kv(namespace, card.worker_id, rank)
+        self._mark_subject = subjects.mark(namespace, card.worker_id, rank)
         self._snapshot_subject = subjects.snapshot(namespace, card.worker_id, rank)
         self._decoder = EventDecoder()
         self._mirror = CacheMirror(card.block_size)
@@ -95,6 +96,24 @@ class RankRelay:
         encoded = [messages.encode(message) for message in self._numbered(self._changes(deliveries))]
         for data in encoded:
             await self._bus.publish(self._subject, data)
+
+    async def mark(self, engine: SubscriptionStatistics) -> None:
+        """Say where the events stand, and how the way from the engine was."""
+        await self._bus.publish(self._mark_subject, messages.encode(self._mark(engine)))
+
+    def _mark(self, engine: SubscriptionStatistics) -> KvMark:
+        return KvMark(
+            self._card.worker_id,
+            self._rank,
+            self._card.epoch,
+            self._seq,
+            published_at=time.time(),
+            orphans=self._mirror.statistics().waiting_pages,
+            gaps=engine.gaps,
+            lost=engine.lost,
+            resets=self._resets,
+            unreadable=sum(self._decoder.statistics().ignored.values()),
+        )
 
     def statistics(self) -> RelayStatistics:
         """Counts since this life of the engine began, and what is held now."""

@@ -5,8 +5,10 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
+from msgspec import structs
 
 from events.messages import WorkerLoad
+from router.core.decision_kernels import REPORT_LIFETIME_SECONDS
 from router.core.load import Booking, Bookings, ReportedLoads
 
 TICKETS = count()
@@ -156,6 +158,36 @@ def test_a_report_fades_as_its_queue_drains() -> None:
     assert reported.prefill_tokens(rates, 10.0).tolist() == [1000, 0]
     assert reported.prefill_tokens(rates, 14.0).tolist() == [600, 0]
     assert reported.prefill_tokens(rates, 99.0).tolist() == [0, 0]
+
+
+def test_an_old_report_counts_no_more() -> None:
+    reported = ReportedLoads()
+    reported.add_target(0)
+    reported.report(0, load(1000), now=10.0)
+    slow = np.array([1.0])
+    assert reported.prefill_tokens(slow, 10.0 + REPORT_LIFETIME_SECONDS).tolist() == [995]
+    assert reported.prefill_tokens(slow, 10.1 + REPORT_LIFETIME_SECONDS).tolist() == [0]
+    assert reported.last(0).received_at == 10.0
+
+
+def test_reports_of_an_epoch_that_is_over_are_refused() -> None:
+    reported = ReportedLoads()
+    reported.add_target(0)
+    assert reported.report(0, structs.replace(load(10), epoch=2), now=1.0)
+    assert not reported.report(0, structs.replace(load(99), epoch=1), now=2.0)
+    assert reported.stale == 1
+    assert reported.report(0, structs.replace(load(30), epoch=3), now=3.0)
+    assert reported.last(0).load.waiting_uncached_tokens == 30
+
+
+def test_sources_stand_beside_each_other_and_the_latest_counts() -> None:
+    reported = ReportedLoads()
+    reported.add_target(0)
+    reported.report(0, structs.replace(load(10), source="stream"), now=1.0)
+    reported.report(0, structs.replace(load(20), source="poll"), now=2.0)
+    assert reported.last(0).load.source == "poll"
+    reported.report(0, structs.replace(load(30), source="stream"), now=3.0)
+    assert reported.last(0).load.waiting_uncached_tokens == 30
 
 
 def test_an_engine_that_does_not_say_is_not_read_as_loaded_or_idle() -> None:

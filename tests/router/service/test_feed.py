@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
@@ -11,15 +12,18 @@ import pytest
 
 from events import messages, subjects
 from events.bus.memory import MemoryBroker, MemoryBus
-from events.messages import BlocksRemoved, BlocksStored, CacheCleared, KvEvents, SnapshotChunk, Tier, WorkerLoad
+from events.messages import BlocksRemoved, BlocksStored, CacheCleared, KvEvents, KvMark, SnapshotChunk, Tier, WorkerLoad
 from router.core import RoutingRequest, Scheduler, Target
 from router.core.policy import create
 from router.metrics import Metrics
+from router.service import feed as feed_module
+from router.service.event_collector import EventCollector
 from router.service.feed import EventFeed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
 
+    from events.bus import Subscription
     from events.messages import CacheEvent
 
 NAMESPACE = "test"
@@ -36,12 +40,15 @@ class FakeAdapter:
         self.held: list[int] = []
         self.snapshots = 0
         self.chunk_count: int | None = None
+        self.gate: asyncio.Event | None = None
 
-    async def open(self) -> None:
-        await self.bus.serve(subjects.snapshot(NAMESPACE, *TARGET), self.snapshot)
+    async def open(self) -> Subscription:
+        return await self.bus.serve(subjects.snapshot(NAMESPACE, *TARGET), self.snapshot)
 
     async def snapshot(self, data: bytes) -> Iterable[bytes]:
         self.snapshots += 1
+        if self.gate is not None:
+            await self.gate.wait()
         stored = [BlocksStored(packed(self.held))] if self.held else []
         count = self.chunk_count or 1
         return [messages.encode(SnapshotChunk(*TARGET, self.epoch, self.seq, 0, count, stored))]
@@ -64,6 +71,15 @@ class FakeAdapter:
         self.held = []
         await self.publish(CacheCleared(), lose=lose)
 
+    async def mark(self, seq: int | None = None, **trouble: int) -> None:
+        message = KvMark(*TARGET, self.epoch, self.seq if seq is None else seq, **trouble)
+        await self.bus.publish(subjects.mark(NAMESPACE, *TARGET), messages.encode(message))
+
+    async def load(self, epoch: int, waiting: int) -> WorkerLoad:
+        load = WorkerLoad(*TARGET, epoch, 3, 1, 500, 65536, waiting_uncached_tokens=waiting)
+        await self.bus.publish(subjects.load(NAMESPACE, *TARGET), messages.encode(load))
+        return load
+
     def restart(self) -> None:
         self.epoch, self.seq, self.held = self.epoch + 1, -1, []
 
@@ -77,6 +93,7 @@ class Site:
         self.bus = MemoryBus(broker, name="router")
         self.feed = EventFeed(self.bus, self.scheduler, namespace=NAMESPACE, metrics=self.metrics, clock=time.monotonic)
         self.adapter = FakeAdapter(MemoryBus(broker, name="adapter"))
+        self.serving: Subscription | None = None
 
     def believed(self, hashes: list[int]) -> int:
         """Leading blocks of a prompt that the index holds for the target."""
@@ -108,7 +125,7 @@ def packed(hashes: Iterable[int]) -> bytes:
 async def opened(*, follow: bool = True) -> AsyncIterator[Site]:
     site = Site(MemoryBroker())
     async with site.bus, site.adapter.bus:
-        await site.adapter.open()
+        site.serving = await site.adapter.open()
         await site.feed.open()
         site.scheduler.add_target(TARGET, capacity_tokens=65536, model="m", exact=False)
         if follow:
@@ -212,12 +229,120 @@ async def test_malformed_hashes_fence_the_rank_until_a_snapshot(eventually) -> N
         assert site.count("warmpath_events_dropped_total", reason="malformed hashes") == 1
 
 
-async def test_load_reports_reach_the_scheduler(eventually) -> None:
-    async with opened() as site:
-        load = WorkerLoad(*TARGET, 1, 3, 1, 500, 65536, waiting_uncached_tokens=700)
-        await site.adapter.bus.publish(subjects.load(NAMESPACE, *TARGET), messages.encode(load))
+@pytest.mark.parametrize("events", [True, False], ids=["with events", "without events"])
+async def test_load_reports_reach_the_scheduler_and_stale_ones_do_not(eventually, events: bool) -> None:
+    async with opened(follow=False) as site:
+        site.feed.follow(TARGET, epoch=2, events=events)
+        assert (site.feed.statistics(TARGET) is not None) is events
+        await site.adapter.load(epoch=1, waiting=9000)
+        load = await site.adapter.load(epoch=2, waiting=700)
         await eventually(lambda: site.state.reported is not None)
         assert site.state.reported.load == load
+        assert site.count("warmpath_stale_epoch_total", kind="load") == 1
+
+
+async def test_a_load_report_of_nobody_known_is_counted(eventually) -> None:
+    async with opened(follow=False) as site:
+        await site.adapter.load(epoch=1, waiting=700)
+        await eventually(lambda: site.count("warmpath_events_dropped_total", reason="unknown rank") == 1)
+        assert site.state.reported is None
+
+
+async def test_a_loss_before_a_silence_is_found_by_the_mark(eventually, monkeypatch) -> None:
+    monkeypatch.setattr(feed_module, "MARK_GRACE_SECONDS", 0.01)
+    async with opened() as site:
+        await site.adapter.store(1)
+        await eventually(site.in_step)
+        await site.adapter.mark()
+        await site.adapter.clear(lose=True)
+        await site.adapter.mark()
+        await eventually(site.in_step)
+        assert site.believed([1]) == 0
+        assert site.adapter.snapshots == 2
+        assert site.count("warmpath_gaps_total", hop="bus") == 1
+
+
+async def test_a_mark_that_overtakes_its_events_costs_nothing(eventually, monkeypatch) -> None:
+    monkeypatch.setattr(feed_module, "MARK_GRACE_SECONDS", 0.05)
+    async with opened() as site:
+        await eventually(site.in_step)
+        await site.adapter.mark(seq=site.adapter.seq + 1)
+        await eventually(lambda: site.feed.statistics(TARGET).mark is not None)
+        await site.adapter.store(1)
+        await eventually(site.in_step)
+        await asyncio.sleep(0.1)  # the mark's grace is over: nothing was missing by then
+        assert site.feed.statistics(TARGET).live
+        assert site.adapter.snapshots == 1
+
+
+async def test_a_mark_of_a_new_epoch_is_news_enough(eventually, monkeypatch) -> None:
+    monkeypatch.setattr(feed_module, "MARK_GRACE_SECONDS", 0.01)
+    async with opened() as site:
+        await site.adapter.store(1)
+        await eventually(site.in_step)
+        site.adapter.restart()
+        await site.adapter.mark()
+        await eventually(lambda: site.feed.statistics(TARGET).epoch == site.adapter.epoch)
+        await eventually(site.in_step)
+        assert site.believed([1]) == 0
+
+
+async def test_what_a_mark_tells_of_the_engine_is_counted_once(eventually) -> None:
+    async with opened() as site:
+        await eventually(site.in_step)
+        for gaps, lost in ((1, 0), (1, 0), (3, 7)):
+            await site.adapter.mark(gaps=gaps, lost=lost, resets=1, orphans=5)
+        await eventually(lambda: site.count("warmpath_gaps_total", hop="engine") == 3)
+        assert site.count("warmpath_engine_events_lost_total") == 7
+        assert site.count("warmpath_mirror_resets_total") == 1
+        site.metrics.registry.register(EventCollector(site.feed))
+        assert site.count("warmpath_orphans", target=str(TARGET)) == 5
+        assert site.count("warmpath_rank_live", target=str(TARGET)) == 1
+
+
+async def test_a_rank_that_is_not_heard_is_predicted_until_it_is(eventually, monkeypatch, caplog) -> None:
+    monkeypatch.setattr(feed_module, "SILENT_SECONDS", 0.05)
+    monkeypatch.setattr(feed_module, "LISTEN_SECONDS", 0.01)
+    async with opened() as site:
+        await site.adapter.store(1)
+        await site.adapter.mark()
+        await eventually(site.in_step)
+        await site.serving.cancel()
+        await eventually(lambda: site.feed.statistics(TARGET).silent)
+        assert not site.state.exact
+        assert site.count("warmpath_silences_total") == 1
+        await site.adapter.clear(lose=True)
+        site.serving = await site.adapter.open()
+        await eventually(site.in_step)
+        assert site.believed([1]) == 0
+    assert any("not heard any more" in record.getMessage() for record in caplog.records)
+
+
+async def test_a_snapshot_of_a_life_before_the_card_is_refused(eventually) -> None:
+    """An adapter that stood still while its successor registered still answers."""
+    async with opened(follow=False) as site:
+        await site.adapter.store(1)
+        site.feed.follow(TARGET, epoch=site.adapter.epoch + 1)
+        await eventually(lambda: site.count("warmpath_stale_epoch_total", kind="snapshot") > 0)
+        assert not site.state.exact
+        assert site.believed([1]) == 0
+        site.adapter.restart()
+        await site.adapter.store(2)
+        await eventually(site.in_step)
+        assert site.believed([2]) == 1
+
+
+async def test_a_snapshot_asked_for_before_the_latest_doubt_is_worth_nothing(eventually) -> None:
+    async with opened() as site:
+        await site.adapter.store(1)
+        await eventually(site.in_step)
+        site.adapter.gate = asyncio.Event()
+        site.feed.distrust(TARGET)
+        await eventually(lambda: site.adapter.snapshots == 2)
+        site.feed.distrust(TARGET)
+        site.adapter.gate.set()
+        await eventually(site.in_step)
+        assert site.adapter.snapshots == 3
 
 
 async def test_tiers_stay_apart(eventually) -> None:

@@ -1,0 +1,55 @@
+"""Where a rank's snapshot comes from."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from events import messages, subjects
+from events.messages import SnapshotChunk, SnapshotRequest
+from events.snapshot import assemble
+
+if TYPE_CHECKING:
+    from events.bus import Bus
+    from events.snapshot import Snapshot
+    from router.core import Target
+
+
+class SnapshotSource(Protocol):
+    """Knows what ranks hold."""
+
+    @property
+    def name(self) -> str:
+        """The label in metrics and logs."""
+
+    async def fetch(self, target: Target) -> Snapshot:
+        """What a rank holds, as late as the source knows.
+
+        :raises BusError: it cannot be reached.
+        :raises SnapshotError: it knows nothing whole.
+        :raises ValueError: what it said cannot be read.
+        """
+
+
+class AdapterSnapshots:
+    """The adapters' mirrors, asked over the bus."""
+
+    name = "adapter"
+
+    def __init__(self, bus: Bus, namespace: str) -> None:
+        self._bus = bus
+        self._namespace = namespace
+
+    def __repr__(self) -> str:
+        return f"AdapterSnapshots({self._namespace!r})"
+
+    async def fetch(self, target: Target) -> Snapshot:
+        """One rank's adapter is asked.
+
+        :raises NoResponder: nobody answers.
+        :raises SnapshotError: the answer is no whole snapshot.
+        :raises msgspec.DecodeError: the answer cannot be read.
+        """
+        subject = subjects.snapshot(self._namespace, target.worker_id, target.rank)
+        request = messages.encode(SnapshotRequest(target.worker_id, target.rank))
+        parts = [messages.decode(part) async for part in self._bus.request(subject, request)]
+        return assemble([part for part in parts if isinstance(part, SnapshotChunk)])
