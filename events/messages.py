@@ -138,7 +138,62 @@ class WorkerLoad(msgspec.Struct, frozen=True, array_like=True, tag="load"):
     """Who says so. Reports of one source replace each other, those of several stand beside each other."""
 
 
-Message = KvEvents | KvMark | SnapshotRequest | SnapshotChunk | WorkerLoad
+class RequestBooked(msgspec.Struct, frozen=True, array_like=True, tag="B", gc=False):
+    """A router has sent a request to a rank."""
+
+    request_id: str
+    """Unique among this router's requests in flight."""
+    worker_id: str
+    rank: int
+    prompt_tokens: int
+    uncached_tokens: int
+    """To be prefilled there, as its router believes."""
+    hashes: bytes = b""
+    """Sequence hashes of the prompt, see `pack_hashes`; empty in statements, which only say who is in flight."""
+    prefilling: bool = True
+    """False: it has its first token, or needs no prefill."""
+
+
+class RequestPrefilled(msgspec.Struct, frozen=True, array_like=True, tag="P", gc=False):
+    """A request has its first token."""
+
+    request_id: str
+    cached_tokens: int | None = None
+    """Of its prompt, by its engine's word; None: it did not say."""
+
+
+class RequestFreed(msgspec.Struct, frozen=True, array_like=True, tag="F", gc=False):
+    """A request is over."""
+
+    request_id: str
+    failed: bool = False
+    """What it was to leave in its worker's cache may not be there."""
+
+
+RequestChange = RequestBooked | RequestPrefilled | RequestFreed
+
+
+class RouterChanges(msgspec.Struct, frozen=True, array_like=True, tag="rtr"):
+    """What became of a router's requests, in causal order."""
+
+    router_id: str
+    changes: list[RequestChange]
+
+
+class RouterStatement(msgspec.Struct, frozen=True, array_like=True, tag="rtr!"):
+    """A part of all the requests that a router has in flight: after its last part, nothing else of it is."""
+
+    router_id: str
+    number: int
+    """Of the statement; grows."""
+    index: int
+    count: int
+    booked: list[RequestBooked]
+    leaving: bool = False
+    """Its last word."""
+
+
+Message = KvEvents | KvMark | SnapshotRequest | SnapshotChunk | WorkerLoad | RouterChanges | RouterStatement
 
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER = msgspec.msgpack.Decoder(Message)

@@ -40,8 +40,13 @@ def snapshot(namespace: str, worker_id: str, rank: int) -> str:
     return f"{ROOT}.{token(namespace)}.snapshot.{token(worker_id)}.{rank}"
 
 
+def router(namespace: str, router_id: str) -> str:
+    """What a router tells the others of its requests (`RouterChanges`, `RouterStatement`)."""
+    return f"{ROOT}.{token(namespace)}.router.{token(router_id)}"
+
+
 def every(namespace: str, kind: str) -> str:
-    """Pattern: all messages of a kind (`kv`, `mark`, `load`) in a namespace.
+    """Pattern: all messages of a kind (`kv`, `mark`, `load`, `router`) in a namespace.
 
     >>> every("default", "kv")
     'warmpath.default.kv.>'

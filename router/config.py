@@ -79,7 +79,10 @@ class RouterConfig:
     etcd_key: Path | None = None
     workers: tuple[str, ...] = ()
     min_workers: int = 0
-    seed: int = 0
+    seed: int | None = None
+    """None: another one at every start."""
+    share_bookings: bool | None = None
+    """None: as `kv_events`."""
     migration_limit: int = 3
     max_body_bytes: int = 32 * 1024 * 1024
     token_cache_bytes: int = 256 * 1024 * 1024
@@ -100,6 +103,16 @@ class RouterConfig:
             raise ConfigError("--namespace must not be empty")
         if self.discovery == "memory" and not self.workers:
             raise ConfigError("--discovery memory knows no workers but those of --worker, and there is none")
+
+    @property
+    def shares_bookings(self) -> bool:
+        """Whether this router and others over the same workers count each other's bookings."""
+        return self.kv_events if self.share_bookings is None else self.share_bookings
+
+    @property
+    def uses_bus(self) -> bool:
+        """Whether it needs NATS."""
+        return self.kv_events or self.shares_bookings
 
 
 def _policy_option(text: str) -> tuple[str, float]:
@@ -211,7 +224,12 @@ def _routing_options(group: argparse._ArgumentGroup) -> None:
         metavar="N",
         help="bound of the index, about 30 bytes each; beyond it the least recently used go (default: 2**26)",
     )
-    group.add_argument("--seed", type=int, default=RouterConfig.seed, help="of ties and random policies (default: 0)")
+    group.add_argument(
+        "--seed",
+        type=int,
+        default=RouterConfig.seed,
+        help="of ties and random policies (default: another one at every start, so that several routers break ties apart)",
+    )
 
 
 def _fleet_options(group: argparse._ArgumentGroup) -> None:
@@ -229,6 +247,12 @@ def _fleet_options(group: argparse._ArgumentGroup) -> None:
         dest="kv_events",
         action="store_false",
         help="predict caches from what was sent where; needs no NATS",
+    )
+    group.add_argument(
+        "--share-bookings",
+        action=argparse.BooleanOptionalAction,
+        default=RouterConfig.share_bookings,
+        help="routers of one namespace count each other's requests in flight, over NATS (default: with --kv-events)",
     )
     group.add_argument(
         "--nats",

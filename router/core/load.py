@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from events.messages import WorkerLoad
+    from router.core.request import Target
 
 
 _EXPECTED_BLOCKS = 2048
@@ -40,6 +41,8 @@ class Booking:
     predicted_to: int
     prefilling: bool = True
     output_tokens: int = 0
+    author: str = ""
+    """The router that booked it; empty: this one. All weigh the same."""
 
     @property
     def predicted(self) -> NDArray[np.uint64]:
@@ -47,8 +50,22 @@ class Booking:
         return self.hashes[self.predicted_from : self.predicted_to]
 
 
+class BookingObserver(Protocol):
+    """Hears what becomes of this router's own bookings, so that it can tell other routers."""
+
+    def booked(self, target: Target, booking: Booking) -> None:
+        """A request was placed."""
+
+    def prefilled(self, request_id: str, cached_tokens: int | None) -> None:
+        """It has its first token."""
+
+    def freed(self, request_id: str, *, failed: bool) -> None:
+        """It is over, or its target is gone."""
+
+
 class Bookings:
-    """The requests in flight and their sums per target. Each is booked once and freed once; strangers are counted, never raised.
+    """The requests in flight, whoever booked them, and their sums per target. Each is booked once and freed once; strangers are
+    counted, never raised.
 
     Columns, one entry per slot: `prefill_tokens` (uncached tokens of requests without a first token), `prefilling_requests`,
     `active_requests`, `decode_blocks` (distinct full blocks of the prompts in flight: what requests share counts once),
@@ -66,6 +83,8 @@ class Bookings:
         self.unknown_requests = 0
         """Calls about requests that are not booked: freed before, or never placed here."""
         self.repeated_first_tokens = 0
+        self.elsewhere = 0
+        """How many of them other routers booked."""
         self._bookings: dict[str, Booking] = {}
         self._pairs = PairTable()
         self._references: NDArray[np.int32] = np.zeros(self._pairs.nodes, np.int32)
@@ -90,8 +109,22 @@ class Bookings:
         return freed
 
     def of(self, slot: int) -> list[str]:
-        """Ids of the requests booked on a target. O(bookings)."""
-        return [booking.request_id for booking in self._bookings.values() if booking.slot == slot]
+        """Ids of the requests that this router has booked on a target. O(bookings)."""
+        return [
+            booking.request_id for booking in self._bookings.values() if booking.slot == slot and not booking.author
+        ]
+
+    def count_elsewhere(self, slot: int) -> int:
+        """How many requests other routers have booked on a target. O(bookings), O(1) where there are none."""
+        return (
+            sum(booking.slot == slot and bool(booking.author) for booking in self._bookings.values())
+            if self.elsewhere
+            else 0
+        )
+
+    def of_author(self, author: str) -> list[Booking]:
+        """All that another router has booked. O(bookings)."""
+        return [booking for booking in self._bookings.values() if booking.author == author]
 
     def active_blocks(self, hashes: NDArray[np.uint64]) -> NDArray[np.int32]:
         """Leading blocks of a prompt that are part of a request in flight, per slot, int32 (slots,). O(targets · log blocks)."""
@@ -107,6 +140,7 @@ class Bookings:
         if booking.request_id in self._bookings:
             raise ValueError(f"request {booking.request_id!r} is booked already")
         self._bookings[booking.request_id] = booking
+        self.elsewhere += bool(booking.author)
         self._count(booking, 1)
         self._count_prefill(booking, 1)
         self.columns["decode_blocks"][booking.slot] += self._reference(booking)
@@ -136,6 +170,7 @@ class Bookings:
         if booking is None:
             return None
         del self._bookings[request_id]
+        self.elsewhere -= bool(booking.author)
         self._count(booking, -1)
         if booking.prefilling:
             self._count_prefill(booking, -1)
@@ -179,6 +214,7 @@ class Bookings:
         expected = Columns(**dict.fromkeys(_COLUMNS, np.int64))
         expected.reserve(len(self.columns))
         references = Counter[tuple[int, int]]()
+        assert self.elsewhere == sum(bool(booking.author) for booking in self._bookings.values())
         for booking in self._bookings.values():
             expected["active_requests"][booking.slot] += 1
             expected["context_tokens"][booking.slot] += booking.prompt_tokens + booking.output_tokens

@@ -15,7 +15,7 @@ from router.core.chance import Chance
 from router.core.decision import Candidate, Decision, NoTarget, Placement
 from router.core.fleet import Fleet, FleetView
 from router.core.index import DEFAULT_MAX_BLOCKS, IndexStatistics, PrefixIndex
-from router.core.load import Booking, Bookings, Reported, ReportedLoads
+from router.core.load import Booking, BookingObserver, Bookings, Reported, ReportedLoads
 from router.core.policy import filters
 from router.core.predicted import PredictedPresence, PredictedStatistics
 from router.core.presence import as_hashes
@@ -56,7 +56,9 @@ class TargetState(NamedTuple):
     disk_blocks: int
     predicted_blocks: int
     requests: list[str]
-    """Ids of the requests booked there."""
+    """Ids of the requests that this router has booked there."""
+    requests_elsewhere: int
+    """Requests that other routers have booked there."""
     prefill_tokens: int
     """Uncached tokens booked there that still wait for their request's first token."""
     decode_blocks: int
@@ -66,12 +68,24 @@ class TargetState(NamedTuple):
     reported: Reported | None
 
 
+class Elsewhere(NamedTuple):
+    """A request that another router has in flight."""
+
+    target: Target
+    prompt_tokens: int
+    uncached_tokens: int
+    prefilling: bool
+    """It waits for its first token."""
+
+
 class SchedulerStatistics(NamedTuple):
     """Sizes now, and counts since the start."""
 
     targets: int
     requests: int
-    """Booked now."""
+    """Booked now, by this router."""
+    requests_elsewhere: int
+    """Booked now, by others."""
     placements: int
     refusals: dict[str, int]
     """`NoTarget` by reason."""
@@ -126,6 +140,8 @@ class Scheduler:
         self._bookings = Bookings()
         self._reported = ReportedLoads()
         self._rates = PrefillRates()
+        self.observer: BookingObserver | None = None
+        """Told of every booking of this router's own."""
         self._tickets = count()
         self._placements = 0
         self._refusals: dict[str, int] = {}
@@ -180,7 +196,11 @@ class Scheduler:
         self._predicted.remove_target(slot)
         self._reported.remove_target(slot)
         self._rates.remove_target(slot)
-        return [booking.request_id for booking in self._bookings.remove_target(slot)]
+        own = [booking.request_id for booking in self._bookings.remove_target(slot) if not booking.author]
+        if self.observer is not None:
+            for request_id in own:
+                self.observer.freed(request_id, failed=True)
+        return own
 
     def set_available(self, target: Target, available: bool) -> None:
         """Whether new requests may go there; what is known of it and booked there stays."""
@@ -280,8 +300,11 @@ class Scheduler:
         uncached_tokens = booking.uncached_tokens
         if cached_tokens is not None:
             uncached_tokens = max(0, booking.prompt_tokens - cached_tokens)
-            self._expected_cached_tokens += booking.prompt_tokens - booking.uncached_tokens
-            self._actual_cached_tokens += cached_tokens
+            if not booking.author:
+                self._expected_cached_tokens += booking.prompt_tokens - booking.uncached_tokens
+                self._actual_cached_tokens += cached_tokens
+        if self.observer is not None and not booking.author:
+            self.observer.prefilled(request_id, cached_tokens)
         self._rates.prefilled(booking.slot, uncached_tokens, now, still_busy=self._is_prefilling(booking.slot))
 
     def progress(self, request_id: str, output_tokens: int) -> None:
@@ -301,6 +324,8 @@ class Scheduler:
         booking = self._bookings.free(request_id)
         if booking is None:
             return
+        if self.observer is not None and not booking.author:
+            self.observer.freed(request_id, failed=failed)
         if booking.prefilling:
             self._rates.aborted(booking.slot, now, still_busy=self._is_prefilling(booking.slot))
         if failed:
@@ -308,6 +333,35 @@ class Scheduler:
         elif generated is not None and not self._fleet.columns["exact"][booking.slot]:
             cacheable = self._cacheable_blocks(booking.slot, len(generated) * self._block_size)
             self._predicted.predict(booking.slot, generated[:cacheable], now, booking.ticket)
+
+    # ---- other routers
+
+    def book_elsewhere(
+        self, author: str, request: RoutingRequest, target: Target, uncached_tokens: int, now: float
+    ) -> bool:
+        """Another router has placed a request: it loads its target as if it were ours. O(blocks + targets).
+
+        The request's id must not be one of ours; `first_token` and `free` take it like any other. False: the target is not there,
+        or the request is booked already.
+        """
+        slot = self._fleet.slot(target)
+        if slot is None or request.request_id in self._bookings:
+            return False
+        self._book_at(slot, request, uncached_tokens, self._match(request, now), now, author)
+        return True
+
+    def is_booked(self, request_id: str) -> bool:
+        """Whether a request is in flight, by whomever. O(1)."""
+        return request_id in self._bookings
+
+    def booked_elsewhere(self, author: str) -> dict[str, Elsewhere]:
+        """The requests that another router has booked here, by id. O(bookings)."""
+        return {
+            booking.request_id: Elsewhere(
+                self._fleet.target(booking.slot), booking.prompt_tokens, booking.uncached_tokens, booking.prefilling
+            )
+            for booking in self._bookings.of_author(author)
+        }
 
     # ---- seen from outside
 
@@ -320,7 +374,8 @@ class Scheduler:
         """Sizes and counts. O(targets)."""
         return SchedulerStatistics(
             targets=len(self._fleet),
-            requests=len(self._bookings),
+            requests=len(self._bookings) - self._bookings.elsewhere,
+            requests_elsewhere=self._bookings.elsewhere,
             placements=self._placements,
             refusals=dict(self._refusals),
             unknown_requests=self._bookings.unknown_requests,
@@ -403,21 +458,31 @@ class Scheduler:
         )
 
     def _book(self, request: RoutingRequest, slot: int, fleet: FleetView, now: float) -> None:
+        uncached_tokens: int = fleet.uncached_tokens.item(slot)
+        booking = self._book_at(slot, request, uncached_tokens, fleet.overlap, now)
+        self._fleet.columns["last_placed"][slot] = self._placements
+        self._placements += 1
+        if self.observer is not None:
+            self.observer.booked(self._fleet.target(slot), booking)
+
+    def _book_at(
+        self, slot: int, request: RoutingRequest, uncached_tokens: int, overlap: Overlap, now: float, author: str = ""
+    ) -> Booking:
         booking = Booking(
             request.request_id,
             slot,
             next(self._tickets),
             request.hashes,
             request.prompt_tokens,
-            uncached_tokens=fleet.uncached_tokens.item(slot),
-            predicted_from=fleet.overlap.device_blocks.item(slot),
-            predicted_to=self._cacheable_blocks(slot, request.prompt_tokens),
+            uncached_tokens=uncached_tokens,
+            predicted_from=overlap.device_blocks.item(slot),
+            predicted_to=min(len(request.hashes), self._cacheable_blocks(slot, request.prompt_tokens)),
+            author=author,
         )
         self._rates.started(slot, now)
         self._predicted.predict(slot, booking.predicted, now, booking.ticket)
         self._bookings.book(booking)
-        self._fleet.columns["last_placed"][slot] = self._placements
-        self._placements += 1
+        return booking
 
     # ---- the rest
 
@@ -489,6 +554,7 @@ class Scheduler:
             disk_blocks=self._index.held_blocks(slot, Tier.DISK),
             predicted_blocks=self._predicted.held_blocks(slot),
             requests=self._bookings.of(slot),
+            requests_elsewhere=self._bookings.count_elsewhere(slot),
             prefill_tokens=int(booked["prefill_tokens"][slot]),
             decode_blocks=int(booked["decode_blocks"][slot]),
             context_tokens=int(booked["context_tokens"][slot]),

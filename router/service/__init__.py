@@ -1,1 +1,3 @@
-"""Feeds the core from the wire: who is there (`roster`), what their caches hold (`feed`), which of them fail (`quarantine`)."""
+"""Feeds the core from the wire: who is there (`roster`), what their caches hold (`feed`), which of them fail
+(`quarantine`), and what other routers do with them (`replicas`).
+"""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import secrets
 import sys
 import time
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from events.blocks import load_kernels
@@ -31,6 +33,7 @@ from router.service.collector import StateCollector
 from router.service.event_collector import EventCollector
 from router.service.feed import EventFeed
 from router.service.quarantine import Quarantine
+from router.service.replicas import Replicas
 from router.service.roster import Roster
 
 if TYPE_CHECKING:
@@ -50,6 +53,14 @@ def _tokenizer(config: RouterConfig) -> ModelTokenizer | None:
     return ModelTokenizer(config.model_path, cache_bytes=config.token_cache_bytes)
 
 
+async def _reconnected(feed: EventFeed | None, replicas: Replicas | None) -> None:
+    """The bus is (back) there: nobody knows what was missed."""
+    if replicas is not None:
+        replicas.state_soon()
+    if feed is not None:
+        await feed.resynchronise()
+
+
 class RouterService:
     """The parts of one router process, from its configuration.
 
@@ -65,9 +76,9 @@ class RouterService:
         try:
             self.tokenizer = _tokenizer(config)
             policy = create(config.policy, **config.policy_options)
-            self.scheduler = Scheduler(
-                policy, config.block_size, max_index_blocks=config.max_index_blocks, seed=config.seed
-            )
+            seed = secrets.randbits(32) if config.seed is None else config.seed
+            self.scheduler = Scheduler(policy, config.block_size, max_index_blocks=config.max_index_blocks, seed=seed)
+            logger.info("--seed %d", seed)
         except ModelDirError as error:
             raise ConfigError(f"--model-path {error}") from error
         except (ValueError, TypeError) as error:
@@ -79,13 +90,18 @@ class RouterService:
         :raises ConfigError: the HTTP or the broker's port cannot be used.
         """
         async with AsyncExitStack() as parts:
-            bus = await self._bus(parts) if self.config.kv_events else None
-            feed = await self._feed(bus, parts) if bus is not None else None
+            bus = await self._bus(parts) if self.config.uses_bus else None
+            feed = await self._feed(bus, parts) if bus is not None and self.config.kv_events else None
+            replicas = await self._replicas(bus, parts) if bus is not None and self.config.shares_bookings else None
+            if bus is not None:
+                bus.on_connect = partial(_reconnected, feed, replicas)
             quarantine = Quarantine(self.scheduler, asyncio.get_running_loop())
             roster = Roster(self._registries(), self.scheduler, feed, quarantine, block_size=self.config.block_size)
             engine = self._engine()
             parts.push_async_callback(engine.close)
-            self.metrics.registry.register(StateCollector(self.scheduler, roster, bus, engine, self.tokenizer))
+            self.metrics.registry.register(
+                StateCollector(self.scheduler, roster, bus, replicas, engine, self.tokenizer)
+            )
             parts.callback(asyncio.create_task(roster.run(), name="roster").cancel)
             url = await self._serve(roster, engine, parts)
             await self._say_ready(roster, url, stopping)
@@ -115,11 +131,16 @@ class RouterService:
         feed = EventFeed(
             bus, self.scheduler, namespace=self.config.namespace, metrics=self.metrics, clock=time.monotonic
         )
-        bus.on_connect = feed.resynchronise
         await feed.open()
         self.metrics.registry.register(EventCollector(feed))
         parts.push_async_callback(feed.close)
         return feed
+
+    async def _replicas(self, bus: NatsBus, parts: AsyncExitStack) -> Replicas:
+        replicas = Replicas(bus, self.scheduler, namespace=self.config.namespace, clock=time.monotonic)
+        await replicas.open()
+        parts.push_async_callback(replicas.close)
+        return replicas
 
     def _registries(self) -> Sequence[Registry]:
         registries: list[Registry] = []

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from router.dispatch.http.client import ClientStatistics
     from router.frontend.encoder import EncoderStatistics
     from router.frontend.tokenizer import ModelTokenizer
+    from router.service.replicas import Replicas, ReplicaStatistics
     from router.service.roster import Roster
 
 
@@ -29,12 +30,14 @@ class StateCollector(Collector):
         scheduler: Scheduler,
         roster: Roster,
         bus: Bus | None,
+        replicas: Replicas | None,
         engine: EngineClient,
         tokenizer: ModelTokenizer | None,
     ) -> None:
         self._scheduler = scheduler
         self._roster = roster
         self._bus = bus
+        self._replicas = replicas
         self._engine = engine
         self._tokenizer = tokenizer
 
@@ -50,6 +53,8 @@ class StateCollector(Collector):
         )
         if self._bus is not None:
             yield from _bus(self._bus)
+        if self._replicas is not None:
+            yield from _others(self._replicas.statistics())
         yield from _connections(self._engine.statistics())
         if self._tokenizer is not None:
             yield from _tokens(self._tokenizer.statistics())
@@ -122,6 +127,16 @@ def _bus(bus: Bus) -> Iterable[Metric]:
     yield _counter("warmpath_bus_received", "Messages received.", statistics.received)
     yield _counter("warmpath_bus_dropped", "Messages this client lost.", statistics.dropped)
     yield _counter("warmpath_bus_reconnects", "Reconnects.", statistics.reconnects)
+
+
+def _others(statistics: ReplicaStatistics) -> Iterable[Metric]:
+    yield _gauge("warmpath_other_routers", "Routers over the same workers, but for this one.", statistics.others)
+    yield _gauge("warmpath_other_routers_requests", "Requests that they have in flight.", statistics.bookings)
+    yield _counter("warmpath_other_routers_sent", "Messages to them.", statistics.sent)
+    yield _counter("warmpath_other_routers_received", "Messages of theirs.", statistics.received)
+    yield _counter("warmpath_other_routers_misfits", "Messages of theirs that could not be used.", statistics.misfits)
+    yield _counter("warmpath_other_routers_healed", "Bookings that a statement had to correct.", statistics.healed)
+    yield _counter("warmpath_other_routers_expired", "Routers that fell silent.", statistics.expired)
 
 
 def _connections(statistics: ClientStatistics) -> Iterable[Metric]:

@@ -80,7 +80,7 @@ class RouterProcesses:
 
     async def _broker(self, parts: AsyncExitStack) -> list[str]:
         """Start the embedded broker, if one is asked for: one for all."""
-        if not self.config.kv_events or self.config.nats != EMBEDDED:
+        if not self.config.uses_bus or self.config.nats != EMBEDDED:
             return []
         from events.bus.broker import EmbeddedBroker  # the only use here: a parent without it starts faster
 
@@ -90,7 +90,9 @@ class RouterProcesses:
 
     async def _start(self, index: int, extra: list[str]) -> Process:
         """Later options win over earlier ones; the pipe at its standard input tells it when its parent is gone."""
-        own = ["--process-index", str(index), "--seed", str(self.config.seed + index)]
+        own = ["--process-index", str(index)]
+        if self.config.seed is not None:
+            own += ["--seed", str(self.config.seed + index)]  # ties are broken apart
         command = [sys.executable, "-m", "router", *self._arguments, *extra, *own]
         return await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE)
 

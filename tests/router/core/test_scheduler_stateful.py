@@ -37,6 +37,7 @@ class AnyHistory(RuleBasedStateMachine):
         self.cards: dict[Target, dict[str, Any]] = {}
         self.available: dict[Target, bool] = {}
         self.booked: dict[str, Target] = {}
+        self.elsewhere: dict[str, Target] = {}
         self.exact: dict[tuple[Target, Tier], set[int]] = {}
 
     @rule(
@@ -58,6 +59,7 @@ class AnyHistory(RuleBasedStateMachine):
         expected = {request_id for request_id, target in self.booked.items() if target == where}
         assert set(self.scheduler.remove_target(where)) == expected
         self.booked = {request_id: target for request_id, target in self.booked.items() if target != where}
+        self.elsewhere = {request_id: target for request_id, target in self.elsewhere.items() if target != where}
         for tier in Tier:
             self.exact.pop((where, tier), None)
 
@@ -105,6 +107,16 @@ class AnyHistory(RuleBasedStateMachine):
         self.booked[request_id] = placement.target
         return request_id
 
+    @rule(target=requests, author=st.sampled_from("xy"), where=TARGETS, hashes=PROMPTS, uncached=st.integers(1, 40))
+    def book_elsewhere(self, author: str, where: Target, hashes: np.ndarray, uncached: int) -> str:
+        request_id = f"{author}/r{next(self.numbers)}"
+        asked = RoutingRequest(request_id, hashes, len(hashes) * BLOCK_SIZE + 1)
+        assert self.scheduler.book_elsewhere(author, asked, where, uncached, self.now) == (where in self.cards)
+        assert not self.scheduler.book_elsewhere(author, asked, where, uncached, self.now)
+        if where in self.cards:
+            self.elsewhere[request_id] = where
+        return request_id
+
     @rule(request_id=requests, cached=st.none() | st.integers(0, 40))
     def first_token(self, request_id: str, cached: int | None) -> None:
         self.scheduler.first_token(request_id, cached, self.now)
@@ -116,6 +128,7 @@ class AnyHistory(RuleBasedStateMachine):
     @rule(request_id=requests, failed=st.booleans(), generated=st.none() | PROMPTS)
     def free(self, request_id: str, failed: bool, generated: np.ndarray | None) -> None:
         self.booked.pop(request_id, None)
+        self.elsewhere.pop(request_id, None)
         self.scheduler.free(request_id, self.now, failed=failed, generated=generated)
 
     @rule(where=TARGETS, hashes=PROMPTS, tier=st.sampled_from(Tier))
@@ -163,15 +176,19 @@ class AnyHistory(RuleBasedStateMachine):
         assert states.keys() == self.cards.keys()
         for where, state in states.items():
             assert set(state.requests) == {request_id for request_id, target in self.booked.items() if target == where}
+            assert state.requests_elsewhere == list(self.elsewhere.values()).count(where)
             held = [len(self.exact.get((where, tier), ())) for tier in Tier]
             assert [state.device_blocks, state.host_blocks, state.disk_blocks] == held
             assert state.predicted_blocks <= state.capacity_blocks
 
     def teardown(self) -> None:
-        for request_id in list(self.booked):
+        for author in "xy":
+            known = {request_id for request_id in self.elsewhere if request_id.startswith(author)}
+            assert self.scheduler.booked_elsewhere(author).keys() == known
+        for request_id in [*self.booked, *self.elsewhere]:
             self.scheduler.free(request_id, self.now)
         self.scheduler._check()
-        assert self.scheduler.statistics().requests == 0
+        assert self.scheduler.statistics().requests == self.scheduler.statistics().requests_elsewhere == 0
         for state in self.scheduler.targets():
             assert (state.prefill_tokens, state.decode_blocks, state.context_tokens, state.requests) == (0, 0, 0, [])
 
