@@ -73,6 +73,11 @@ class Process:
             raise ProcessFailed(f"{self.module} did not become ready; {self.log} ends with:\n{self.last_words()}")
         return self
 
+    async def ended(self) -> int:
+        """Wait for its own end; its exit status."""
+        assert self._child is not None
+        return await asyncio.wait_for(self._child.wait(), READY_TIMEOUT_SECONDS)
+
     async def stop(self, number: signal.Signals = signal.SIGTERM) -> int | None:
         """Ask it to stop, then insist; its exit status, None if it never ran."""
         if self._child is None:

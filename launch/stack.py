@@ -8,7 +8,10 @@ async with Stack(folder, workers=4) as stack:
 from __future__ import annotations
 
 import asyncio
+import shlex
 import signal
+import socket
+import sys
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Self
 
@@ -24,6 +27,12 @@ if TYPE_CHECKING:
 
 MODEL_NAME = "warmpath-tiny"
 NAMESPACE = "default"
+
+
+def free_port() -> int:
+    """A port that nobody listens at now."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
 
 
 class Stack:
@@ -88,6 +97,20 @@ class Stack:
         """An adapter beside the server at `url`, started."""
         arguments = ["--attach", url, "--block-size", str(self.block_size), *self.place()]
         return await self.spawn("workers.sglang", arguments, name)
+
+    async def launch(self, *options: str, name: str) -> Process:
+        """A fake worker and its adapter as one, as `python -m workers.sglang` launches SGLang; started."""
+        engine = f"{shlex.quote(sys.executable)} -m sim.worker"
+        arguments = ["--engine-command", engine, "--block-size", str(self.block_size), *self.place()]
+        arguments += [
+            "--model-path",
+            str(tinymodel.PATH),
+            "--served-model-name",
+            MODEL_NAME,
+            "--port",
+            str(free_port()),
+        ]
+        return await self.spawn("workers.sglang", [*arguments, *options], name)
 
     async def route(self, *options: str, name: str = "router") -> Process:
         """A router with these options, serving; the one before it is stopped."""

@@ -55,6 +55,26 @@ class WorkerCard(msgspec.Struct, frozen=True, kw_only=True):
     bootstrap_port: int | None = None
     """Where a decode worker finds this prefill worker's KV (role prefill)."""
     engine_version: str = ""
+    embedding: bool = False
+    """It answers embeddings, rankings and classifications, and generates nothing."""
+    migration_limit: int | None = None
+    """How often a request for its model may go on elsewhere; None: as the router has it."""
+    engine_tokenizes: bool = False
+    """The engine itself applies template and tokenizer: bodies are passed through to it."""
+    tool_call_parser: str | None = None
+    """What the engine finds tool calls with, by SGLang's name."""
+    reasoning_parser: str | None = None
+    """What the engine tells reasoning from the answer with, by SGLang's name."""
+    chat_template: str | None = None
+    """Jinja source, instead of the template in the model's folder."""
+    named_template: str | None = None
+    """One of the engine's own templates, which only the engine has."""
+    adapters: tuple[str, ...] = ()
+    """LoRA adapters that it has loaded, by name."""
+    engine_routes: tuple[tuple[str, str], ...] = ()
+    """Further routes that routers may open to their administrators: the name there, the path at the engine."""
+    records_experts: bool = False
+    """The engine was started with an expert-distribution recorder: without, asking it to record kills SGLang 0.5.23."""
 
 
 class Joined(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
@@ -30,6 +31,12 @@ class ServerInfo(msgspec.Struct):
     enable_hierarchical_cache: bool = False
     disaggregation_mode: str | None = None
     disaggregation_bootstrap_port: int | None = None
+    is_embedding: bool | None = None
+    tool_call_parser: str | None = None
+    reasoning_parser: str | None = None
+    chat_template: str | None = None
+    lora_paths: Any = None
+    expert_distribution_recorder_mode: str | None = None
     version: str = ""
     internal_states: list[SchedulerState] = []
 
@@ -40,6 +47,10 @@ class ServerInfo(msgspec.Struct):
         """
         mode = self.disaggregation_mode
         return Role.AGGREGATED if mode in (None, "null") else Role(mode)
+
+    def adapters(self) -> tuple[str, ...]:
+        """Names of the LoRA adapters that it was started with: it lists them as texts, as objects, or as a map by name."""
+        return tuple(sorted({name for entry in self.lora_paths or () if (name := _adapter_name(entry))}))
 
     def card(
         self,
@@ -76,7 +87,24 @@ class ServerInfo(msgspec.Struct):
             bootstrap_host=urlsplit(url).hostname if prefill else None,
             bootstrap_port=self.disaggregation_bootstrap_port if prefill else None,
             engine_version=self.version,
+            embedding=bool(self.is_embedding),
+            tool_call_parser=self.tool_call_parser,
+            reasoning_parser=self.reasoning_parser,
+            named_template=self.chat_template,
+            adapters=self.adapters(),
+            records_experts=self.expert_distribution_recorder_mode is not None,
         )
+
+
+def _adapter_name(entry: Any) -> str | None:
+    """
+    >>> [_adapter_name(entry) for entry in ("sql=/models/sql", "/models/sql", {"lora_name": "sql", "lora_path": "/x"})]
+    ['sql', '/models/sql', 'sql']
+    """
+    if isinstance(entry, dict):
+        name = entry.get("lora_name") or entry.get("name")
+        return name if isinstance(name, str) else None
+    return entry.partition("=")[0] if isinstance(entry, str) else None
 
 
 def default_worker_id(url: str) -> str:

@@ -19,7 +19,7 @@ from events.command import Parser, seconds
 from sim import tinymodel
 from sim.engine import StepTiming
 from sim.engine.timing import profile
-from sim.worker import FakeWorker, WorkerConfig
+from sim.worker import FakeWorker, WorkerConfig, sglang_options
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -72,7 +72,15 @@ def parser() -> Parser:
     add("--chunked-prefill-size", type=int, default=8192, metavar="N", help="most tokens of one prefill (8192)")
     add("--max-running-requests", type=int, metavar="N", help="most requests decoding at once (half the pool, 2048)")
     add("--context-length", type=int, metavar="N", help="prompt and output together (the model's)")
-    add("--dp-size", type=int, default=1, metavar="N", help="ranks, each with a cache of its own (1)")
+    add(
+        "--dp-size",
+        "--dp",
+        "--data-parallel-size",
+        type=int,
+        default=1,
+        metavar="N",
+        help="ranks, each with a cache of its own (1)",
+    )
     add("--kv-events-port", type=port_or_auto, metavar="PORT", help="of rank 0, the next follow; 0: off (auto)")
     add("--replay-port", type=port_or_auto, metavar="PORT", help="likewise, replay of missed events (auto)")
     add("--load-port", type=port_or_auto, metavar="PORT", help="likewise, load reports (auto)")
@@ -90,6 +98,7 @@ def parser() -> Parser:
     add("--prefill-tokens-per-second", type=positive_number, metavar="N", help="prefill rate (the profile's)")
     add("--decode-step-ms", type=positive_number, metavar="MS", help="a decode step of an empty batch (the profile's)")
     add("--log-level", default="warning", choices=("debug", "info", "warning", "error"), help="(warning)")
+    sglang_options.add_options(made)
     return made
 
 
@@ -114,7 +123,7 @@ def configure(options: argparse.Namespace) -> WorkerConfig:
 
     :raises ValueError: see `WorkerConfig` and `timing_of`.
     """
-    values = dict(vars(options))
+    values = sglang_options.translate(vars(options))
     del values["log_level"]
     timing = timing_of(*(values.pop(n) for n in ("profile", "speed", "prefill_tokens_per_second", "decode_step_ms")))
     return WorkerConfig(timing=timing, **values)

@@ -142,6 +142,9 @@ class FakeServer:
             for rank in range(ranks)
         ]
         self.asked: list[str] = []
+        self.probed: list[dict] = []
+        self.silent_ranks: set[int] = set()
+        self.ready_status = 200
         self.ranks: list[FakeRank] = []
 
     def _info(self, page_size):
@@ -178,6 +181,7 @@ class FakeServer:
         app = web.Application()
         for path in ("/server_info", "/ready", "/v1/loads"):
             app.router.add_get(path, self._answer)
+        app.router.add_post("/generate", self._generate)
         self._runner = web.AppRunner(app)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", self.http_port, reuse_address=True).start()
@@ -190,13 +194,20 @@ class FakeServer:
         self.load.close(linger=0)
         self._context.destroy(linger=0)
 
+    async def _generate(self, request):
+        """Answers only if its rank does."""
+        body = await request.json()
+        self.probed.append(body)
+        silent = body.get("routed_dp_rank", 0) in self.silent_ranks
+        return web.json_response({}, status=500 if silent else 200)
+
     async def _answer(self, request):
         self.asked.append(request.path)
         if request.path == "/server_info":
             return web.json_response(self.info)
         if request.path == "/v1/loads":
             return web.json_response({"loads": self.loads}) if self.loads is not None else web.Response(status=404)
-        return web.Response(text="ok")
+        return web.Response(status=self.ready_status)
 
     async def __aenter__(self):
         await self.start()

@@ -307,3 +307,46 @@ async def test_a_server_that_says_nonsense_ends_the_adapter():
     async with FakeServer(max_total_num_tokens="many") as server, Outside(server) as outside:
         with pytest.raises(CardError, match="max_total_num_tokens"):
             await asyncio.wait_for(outside.running, 5)
+
+
+async def test_it_registers_only_once_every_rank_answers():
+    async with FakeServer(ranks=2) as server:
+        server.silent_ranks = {1}
+        async with Outside(server) as outside:
+            await until(lambda: len(server.probed) >= 4)
+            assert outside.card is None
+            server.silent_ranks = set()
+            await outside.registered()
+            asked = len(server.probed)
+            assert {body["routed_dp_rank"] for body in server.probed} == {0, 1}
+            await until(lambda: server.asked.count("/ready") > 5)
+            assert len(server.probed) == asked  # never again
+            assert not {"/health", "/health_generate"} & set(server.asked)
+
+
+async def test_a_server_that_takes_no_requests_any_more_is_withdrawn():
+    async with attached() as (server, outside):
+        server.ready_status = 503
+        await outside.unregistered()
+        server.ready_status = 200
+        await outside.registered()
+
+
+async def test_a_withdrawn_worker_stays_away_and_its_events_go_on():
+    async with attached() as (server, outside):
+        assert await outside.adapter.withdraw()
+        assert outside.card is None
+        await server.ranks[0].publish(stored([1, 2, 3, 4], None, range(64)))
+        await outside.heard(1)
+        assert not await outside.adapter.withdraw()
+        assert outside.card is None
+
+
+async def test_a_card_has_what_the_server_says_of_its_model(tmp_path):
+    template = tmp_path / "t.jinja"
+    template.write_text("{{ messages }}")
+    said = {"tool_call_parser": "hermes", "chat_template": str(template), "lora_paths": ["sql=/x"]}
+    async with FakeServer(**said) as server, Outside(server) as outside:
+        card = await outside.registered()
+    assert (card.tool_call_parser, card.chat_template, card.named_template) == ("hermes", "{{ messages }}", None)
+    assert card.adapters == ("sql",)

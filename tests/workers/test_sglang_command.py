@@ -16,7 +16,7 @@ from events.bus.nats import NatsBus
 from events.membership.file import FileRegistry
 from events.membership.location import DEFAULT_DISCOVERY_PATH
 from events.messages import SnapshotRequest
-from workers.sglang.__main__ import parser
+from workers.sglang.options import parse, parser
 
 from .fake_sglang import FakeServer, free_ports, stored
 
@@ -48,7 +48,7 @@ def test_help_teaches_with_an_example(capsys):
 
 
 def test_defaults_and_aliases():
-    options = parser().parse_args(["--attach", "http://h:1/"])
+    options = parse(["--attach", "http://h:1/"]).options
     assert (options.attach, options.nats, options.namespace) == ("http://h:1", "nats://127.0.0.1:4222", "default")
     assert (options.discovery, options.discovery_path, options.block_size) == ("file", DEFAULT_DISCOVERY_PATH, 64)
     for alias in ("--kv_store", "--discovery-backend"):
@@ -70,7 +70,7 @@ def test_defaults_and_aliases():
 )
 def test_bad_arguments_are_one_line_and_status_2(arguments, named, capsys):
     with pytest.raises(SystemExit) as end:
-        parser().parse_args(arguments)
+        parse(arguments)
     assert end.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert named in line

@@ -8,6 +8,9 @@
 `load`          what a scheduler reports of itself
 `card`          `/server_info` → worker card and endpoints
 `engine`        the few HTTP routes that the adapter asks
+`readiness`     whether every rank serves, asked once
 `adapter`       all of it together, for as long as the engine lives and whenever it comes back
+`options`       the command line, `config_file` and `parser_names` with it
+`launching/`    the engine as a child: its arguments, its restarts, its end
 ==============  ======================================================================
 """

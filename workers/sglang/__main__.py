@@ -1,139 +1,200 @@
-"""`python -m workers.sglang`: the adapter as a process of its own beside an SGLang server."""
+"""`python -m workers.sglang`: an SGLang server with its adapter, or the adapter beside one that runs; see `options`."""
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import logging
 import signal
 import sys
-from typing import TYPE_CHECKING
+import tempfile
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import uvloop
 
-from events.blocks import DEFAULT_BLOCK_SIZE
 from events.bus import BusUnavailable
-from events.bus.nats import DEFAULT_URL, NatsBus
-from events.command import USAGE_ERROR, Parser, positive, seconds, server_url
+from events.bus.nats import NatsBus
+from events.command import USAGE_ERROR
 from events.membership import RegistryError, discovery
 from events.membership.server_info import default_worker_id
 from events.origin import ForeignPackage, check_one_root
 
+from . import config_file
 from .adapter import Adapter, Pace
-from .card import EVENTS_FLAG, CardError, Chosen
+from .card import CardError, Chosen
+from .launching.arguments import Launch, Wishes, complete
+from .launching.command import OtherCommand, SglangCommand
+from .launching.drain import Patience
+from .launching.restarts import Restarts
+from .launching.supervisor import Supervisor
+from .options import CommandLine, parse
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    import argparse
+    from collections.abc import Callable, Mapping, Sequence
 
-    from events.membership import WorkerCard
+    from events.bus import Bus
+    from events.membership import Registry, WorkerCard
+
+    from .launching.command import EngineCommand
 
 logger = logging.getLogger(__name__)
 
-EXAMPLE = f"""\
-example, on one machine:
-  nats-server &
-  python -m sglang.launch_server --model-path Qwen/Qwen3-8B --port 30000 --page-size 64 \\
-    --decode-log-interval 4 --load-publish-endpoint auto \\
-    {EVENTS_FLAG} &
-  python -m workers.sglang --attach http://127.0.0.1:30000
 
-The adapter reads everything else from the server: model, ranks, page size, capacity, event and load ports ("*" in an event
-endpoint stands for the host of --attach). It waits for a server that is not up yet, withdraws one that is gone, and starts
-over when it comes back. Without --kv-events-config the server is registered all the same, and routers predict its cache.
-
-Once registered it prints a line `ready {{"worker_id": …}}` on standard output. SIGTERM withdraws the worker, then stops.
-Exit status: 0 after SIGTERM or SIGINT; 2 after an error, said on one line.
-"""
-
-
-def parser() -> Parser:
-    """The command line."""
-    parser = Parser(
-        prog="python -m workers.sglang",
-        description="Relay a running SGLang server's cache events and load to warmpath's routers, and register it with them.",
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--attach", required=True, type=server_url, metavar="URL", help="the server, e.g. http://127.0.0.1:30000")
-    add("--nats", default=DEFAULT_URL, metavar="URL", help="the broker (default: %(default)s)")
-    add(
-        "--namespace",
-        default="default",
-        help="which routers see it: those of the same namespace (default: %(default)s)",
-    )
-    discovery.add_options(parser, memory="nowhere outside this process")
-    add(
-        *("--block-size",),
-        type=positive,
-        default=DEFAULT_BLOCK_SIZE,
-        metavar="TOKENS",
-        help="routing block, the same for all routers and workers; any page size of the server will do (default: %(default)s)",
-    )
-    add("--worker-id", metavar="ID", help="name of the worker (default: host and port of --attach)")
-    add("--model-name", metavar="NAME", help="name that clients ask for (default: the server's --served-model-name)")
-    add(
-        *("--load-poll-seconds",),
-        type=seconds,
-        default=Pace().load_poll_seconds,
-        metavar="S",
-        help="how often to ask a server for its load that was started without --load-publish-endpoint (default: %(default)s)",
-    )
-    levels = ["debug", "info", "warning", "error"]
-    add("--log-level", choices=levels, default="info", help="what to log on standard error (default: %(default)s)")
-    return parser
-
-
-async def serve(options: argparse.Namespace) -> None:
-    """Run the adapter until SIGTERM or SIGINT.
+async def serve(line: CommandLine) -> int:
+    """Run until SIGTERM or SIGINT, or until a launched engine has ended for good; the exit status.
 
     :raises BusUnavailable: no broker answers at start.
     :raises RegistryError: the registry does not take the card.
     :raises CardError: the server says something of itself that routers cannot use.
-    :raises ValueError: the broker's URL is none.
+    :raises ValueError: the broker's URL is none, or the engine does not take its options.
     """
-    chosen = Chosen(
-        options.attach, options.worker_id or default_worker_id(options.attach), options.block_size, options.model_name
+    options = line.options
+    async with AsyncExitStack() as parts:
+        launch = await _launch(line, parts) if options.attach is None else None
+        url = options.attach if launch is None else f"http://{launch.host}:{launch.port}"
+        chosen = _chosen(options, url, launch)
+        registry = discovery.open_registry(options)
+        bus = await parts.enter_async_context(NatsBus(options.nats, name=f"adapter of {chosen.worker_id}"))
+        parts.push_async_callback(registry.close)
+        if launch is None:
+            await _until_signalled(_adapter(options, chosen, bus, registry))
+            return 0
+        attend = (lambda: _adapter(options, chosen, bus, registry)) if launch.leads else None
+        supervisor = Supervisor(
+            [*_command(options).words, *launch.words],
+            url,
+            attend,
+            restarts=Restarts(**_given(policy=options.restart, most_in_a_row=options.max_restarts)),
+            patience=_patience(options),
+        )
+        _on_signal(supervisor.stop)
+        return await supervisor.run()
+
+
+# ---- launching
+
+
+async def _launch(line: CommandLine, parts: AsyncExitStack) -> Launch:
+    """The engine's arguments, complete."""
+    options, command = line.options, _command(line.options)
+    arguments = [*_config_words(line, command, parts), *line.engine]
+    wishes = Wishes(
+        options.tool_call_parser,
+        options.reasoning_parser,
+        options.custom_jinja_template,
+        options.embedding_worker,
+        options.use_sglang_tokenizer,
+        options.log_level,
+        options.advertise_host,
+        options.nats,
     )
+    launch = complete(arguments, await command.understand(arguments), wishes)
+    for said in launch.said:
+        logger.warning("%s", said)
+    if not launch.leads:
+        logger.info("node %s of several: the first node's worker is registered", launch.given("node_rank"))
+    return launch
+
+
+def _command(options: argparse.Namespace) -> EngineCommand:
+    return OtherCommand(options.engine_command) if options.engine_command else SglangCommand(options.python)
+
+
+def _config_words(line: CommandLine, command: EngineCommand, parts: AsyncExitStack) -> list[str]:
+    """The engine's part of the configuration file: for SGLang as a file of its own, for others as options."""
+    if not line.engine_config:
+        return []
+    if isinstance(command, OtherCommand):
+        pairs = ((f"--{key.replace('_', '-')}", value) for key, value in line.engine_config.items())
+        return [word for option, value in pairs for word in config_file.as_words(option, value)]
+    folder = parts.enter_context(tempfile.TemporaryDirectory(prefix="warmpath-"))
+    path = Path(folder) / "sglang.yaml"
+    config_file.dump(line.engine_config, path)
+    return ["--config", str(path)]
+
+
+def _patience(options: argparse.Namespace) -> Patience:
+    names = ("grace_seconds", "drain_seconds", "stop_seconds")
+    return Patience(**_given(**{name: getattr(options, name) for name in names}))
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+# ---- the adapter
+
+
+def _chosen(options: argparse.Namespace, url: str, launch: Launch | None) -> Chosen:
+    """What of the card the server does not decide.
+
+    :raises OSError: the chat template cannot be read.
+    """
+    advertised = (
+        None
+        if launch is None
+        else launch.advertised(Wishes(advertise_host=options.advertise_host, broker=options.nats))
+    )
+    worker_id = options.worker_id or default_worker_id(advertised or url)
+    return Chosen(url, worker_id, options.block_size, options.model_name, _stated(options), advertised)
+
+
+def _stated(options: argparse.Namespace) -> Mapping[str, object]:
+    stated = _given(
+        migration_limit=options.migration_limit,
+        tool_call_parser=options.tool_call_parser,
+        reasoning_parser=options.reasoning_parser,
+        engine_routes=tuple(options.engine_routes) or None,
+        engine_tokenizes=options.use_sglang_tokenizer or None,
+        embedding=options.embedding_worker or None,
+    )
+    if options.custom_jinja_template is not None:
+        source = options.custom_jinja_template.expanduser().read_text(encoding="utf-8")
+        stated |= {"chat_template": source, "named_template": None}
+    return stated
+
+
+def _adapter(options: argparse.Namespace, chosen: Chosen, bus: Bus, registry: Registry) -> Adapter:
     pace = Pace(load_poll_seconds=options.load_poll_seconds)
-    registry = discovery.open_registry(options)
-    async with NatsBus(options.nats, name=f"adapter of {chosen.worker_id}") as bus:
-        adapter = Adapter(chosen, bus, registry, namespace=options.namespace, pace=pace, announce=_announce)
-        try:
-            await _until_signalled(adapter)
-        finally:
-            await registry.close()
+    return Adapter(chosen, bus, registry, namespace=options.namespace, pace=pace, announce=_announce)
 
 
 async def _until_signalled(adapter: Adapter) -> None:
     running = asyncio.create_task(adapter.run())
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, running.cancel)
+    _on_signal(running.cancel)
     try:
         await running
     except asyncio.CancelledError:
         logger.info("stopped: %s", adapter.statistics())
 
 
+def _on_signal(stop: Callable[[], object]) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop)
+
+
 def _announce(card: WorkerCard) -> None:
     about = {"worker_id": card.worker_id, "epoch": card.epoch, "model": card.model, "kv_events": card.kv_events}
-    print("ready", json.dumps(about), flush=True)
+    print("ready", json.dumps(about | {"endpoint": card.endpoint}), flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; its exit status."""
-    options = parser().parse_args(arguments)
+    line = parse(arguments)
     logging.basicConfig(
-        level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+        level=(line.options.log_level or "info").upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
     )
     try:
         check_one_root()
-        uvloop.run(serve(options))
+        return uvloop.run(serve(line))
     except (ForeignPackage, BusUnavailable, RegistryError, CardError, ValueError, OSError) as error:
         print(f"python -m workers.sglang: error: {error}", file=sys.stderr)
         return USAGE_ERROR
-    return 0
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The adapter: an engine's life, from its first answer to its last, and then the next one.
 
-    wait for the engine → subscribe to its ranks → take their history → serve snapshots → register
+    wait for the engine to serve → subscribe to its ranks → take their history → serve snapshots → register
     → relay until the engine is gone → unregister → wait for it again
 
 Each life has an epoch of its own. Withdrawing comes before anything else stops, so that no router sends to what nobody follows.
@@ -23,6 +23,7 @@ from events.membership import RegistryError
 from .card import describe
 from .engine import Engine, EngineGone, EngineUnreachable
 from .load import LoadError, LoadSubscription, from_loads
+from .readiness import check_serving
 from .relay import RankRelay, RelayStatistics
 from .subscription import RankSubscription, SubscriptionStatistics
 
@@ -99,6 +100,7 @@ class Adapter:
         self._context = zmq.asyncio.Context()
         self._epoch = 0
         self._card: WorkerCard | None = None
+        self._withdrawn = False
         self._ranks: list[tuple[RankRelay, RankSubscription]] = []
         self._lives = self._loads = self._failed_loads = 0
 
@@ -125,17 +127,32 @@ class Adapter:
         finally:
             self._context.destroy(linger=0)
 
+    async def withdraw(self) -> bool:
+        """Unregister for good, while all else goes on: routers send nothing new, and follow what still runs.
+
+        True: it was registered.
+        """
+        self._withdrawn = True
+        registered = self._card is not None
+        if self._card is not None:
+            logger.info("worker %s withdraws", self._card.worker_id)
+            await self._unregister(self._card)
+        return registered
+
     def statistics(self) -> AdapterStatistics:
         """The adapter's state, and counts since it started; those of ranks since this life of the engine began."""
         ranks = [RankStatistics(relay.statistics(), subscription.statistics()) for relay, subscription in self._ranks]
         return AdapterStatistics(self._card, self._lives, self._loads, self._failed_loads, ranks)
 
     async def _found(self, engine: Engine) -> Description:
-        """What the engine says of itself, as soon as it does."""
+        """What the engine says of itself, as soon as all its ranks serve."""
         said = ""
         while True:
             try:
                 info = await engine.server_info()
+                self._epoch = max(self._epoch + 1, time.time_ns() // 1_000_000)
+                description = describe(info, self._chosen, self._epoch)
+                await check_serving(engine, description.card)
                 break
             except EngineUnreachable as error:
                 if str(error) != said:
@@ -143,8 +160,7 @@ class Adapter:
                     logger.info("waiting for the engine: %s", said)
                 await asyncio.sleep(self._pace.wait_seconds)
         self._lives += 1
-        self._epoch = max(self._epoch + 1, time.time_ns() // 1_000_000)
-        return describe(info, self._chosen, self._epoch)
+        return description
 
     async def _attend(self, engine: Engine, description: Description) -> None:
         """One life of the engine, from subscribing to its end.
@@ -223,12 +239,16 @@ class Adapter:
     # the card
 
     async def _register(self, card: WorkerCard) -> None:
+        if self._withdrawn:
+            return
         await self._registry.register(card)
         self._card = card
         logger.info("worker %s registered: %s", card.worker_id, card)
         self._announce(card)
 
     async def _unregister(self, card: WorkerCard) -> None:
+        if self._card is None:
+            return
         self._card = None
         try:
             await self._registry.unregister(card.worker_id)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -11,6 +13,8 @@ import msgspec
 from events.membership.server_info import ServerInfo
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from events.membership import WorkerCard
 
 EVENTS_FLAG = """--kv-events-config '{"publisher":"zmq","endpoint":"tcp://*:5557","replay_endpoint":"tcp://*:5657"}'"""
@@ -49,6 +53,10 @@ class Chosen(NamedTuple):
     block_size: int
     model: str | None = None
     """Instead of the name that the server gives."""
+    stated: Mapping[str, object] = MappingProxyType({})
+    """Further fields of the card, as they were given on the command line."""
+    advertised: str | None = None
+    """Base URL for routers, where it is not `url`."""
 
 
 class Description(NamedTuple):
@@ -135,6 +143,18 @@ def _from_config(config: str | None) -> EventSource | None:
     )
 
 
+def _template(named: str | None) -> dict[str, object]:
+    """A server's own chat template: its source, if it is a file that this machine has, else its name.
+
+    >>> _template("chatml")
+    {'named_template': 'chatml'}
+    """
+    path = Path(named or "")
+    if path.suffix != ".jinja" or not path.is_file():
+        return {"named_template": named}
+    return {"named_template": None, "chat_template": path.read_text(encoding="utf-8")}
+
+
 def describe(info: dict[str, Any], chosen: Chosen, epoch: int) -> Description:
     """A server's card and streams. O(1).
 
@@ -150,7 +170,7 @@ def describe(info: dict[str, Any], chosen: Chosen, epoch: int) -> Description:
 def _described(server: PublishingServer, chosen: Chosen, epoch: int) -> Description:
     source, objection = server.events(), server.objection()
     card = server.card(
-        chosen.url,
+        chosen.advertised or chosen.url,
         epoch,
         worker_id=chosen.worker_id,
         model=chosen.model,
@@ -158,6 +178,7 @@ def _described(server: PublishingServer, chosen: Chosen, epoch: int) -> Descript
         page_size=source.block_size if source else None,
         kv_events=not objection,
     )
+    card = msgspec.structs.replace(card, **_template(card.named_template) | dict(chosen.stated))
     if source is None:
         return Description(card, None, None, None, objection)
     host = urlsplit(chosen.url).hostname if source.endpoint_host in _ANY_HOST else source.endpoint_host.strip("[]")

@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 TIMEOUT_SECONDS = 5.0
+ANSWER_SECONDS = 120.0
+"""For a token: the first one may wait for kernels to be compiled."""
+NO_ROUTE = 404
+NOT_READY = 503
 
 
 class EngineGone(Exception):
@@ -38,19 +42,45 @@ class Engine:
         """
         return await self._get_object(["/server_info", "/get_server_info"])
 
-    async def loads(self) -> dict[str, Any]:
-        """What the schedulers of all ranks report of themselves.
+    async def loads(self, *, everything: bool = False) -> dict[str, Any]:
+        """What the schedulers of all ranks report of themselves; `everything`: their queues to and from other workers, too.
 
         :raises EngineUnreachable: it does not answer, or has no such route.
         """
-        return await self._get_object(["/v1/loads"])
+        return await self._get_object(["/v1/loads?include=all" if everything else "/v1/loads"])
+
+    async def adapters(self) -> tuple[str, ...]:
+        """Names of the LoRA adapters that it has loaded now: the models that have a parent.
+
+        :raises EngineUnreachable: it does not answer.
+        """
+        listed = await self._get_object(["/v1/models"])
+        return tuple(sorted(str(model["id"]) for model in listed.get("data") or () if model.get("parent")))
 
     async def check_alive(self) -> None:
-        """Return if the server answers at all, whatever it answers.
+        """Return if the server takes requests; versions that do not say so need only answer.
 
-        :raises EngineUnreachable: it does not.
+        :raises EngineUnreachable: it does not answer, still starts, or is about to stop.
         """
-        await self._get("/ready")
+        status, _ = await self._get("/ready")
+        if status == NOT_READY:
+            raise EngineUnreachable(f"GET {self.url}/ready: status {status}: it takes no requests")
+
+    async def answer(self, path: str, body: dict[str, Any]) -> None:
+        """Have the server answer a small request.
+
+        :raises EngineUnreachable: it does not, or not with status 200.
+        """
+        timeout = aiohttp.ClientTimeout(total=ANSWER_SECONDS)
+        try:
+            async with self._session.post(self.url + path, json=body, timeout=timeout) as response:
+                said = await response.read()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise EngineUnreachable(f"POST {self.url}{path}: {error or type(error).__name__}") from error
+        if response.status != 200:
+            raise EngineUnreachable(
+                f"POST {self.url}{path}: status {response.status}: {said[:200].decode(errors='replace')}"
+            )
 
     async def _get_object(self, paths: Sequence[str]) -> dict[str, Any]:
         """The JSON object under the first path that the server has: routes were renamed."""
