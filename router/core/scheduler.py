@@ -222,17 +222,32 @@ class Scheduler:
 
         :raises ValueError: the event's hashes are no whole number of uint64.
         """
-        slot = self._known(target)
-        if slot is None:
-            return
         match event:
             case BlocksStored(hashes, tier):
-                self._store(slot, unpack_hashes(hashes), tier)
+                self.store(target, unpack_hashes(hashes), tier)
             case BlocksRemoved(hashes, tier):
-                self._index.remove(slot, unpack_hashes(hashes), tier)
+                self.remove(target, unpack_hashes(hashes), tier)
             case CacheCleared():
-                self._index.clear(slot)
-                self._predicted.clear(slot)
+                self.clear(target)
+
+    def store(self, target: Target, hashes: NDArray[np.uint64], tier: Tier = Tier.DEVICE) -> None:
+        """A target now holds these prefixes, uint64 (n,), shorter ones first. O(n)."""
+        slot = self._known(target)
+        if slot is not None:
+            self._store(slot, hashes, tier)
+
+    def remove(self, target: Target, hashes: NDArray[np.uint64], tier: Tier = Tier.DEVICE) -> None:
+        """A target no longer holds these prefixes, uint64 (n,), in this tier. O(n)."""
+        slot = self._known(target)
+        if slot is not None:
+            self._index.remove(slot, hashes, tier)
+
+    def clear(self, target: Target) -> None:
+        """A target holds nothing any more, in any tier. O(prefixes in the index)."""
+        slot = self._known(target)
+        if slot is not None:
+            self._index.clear(slot)
+            self._predicted.clear(slot)
 
     def restore(self, target: Target, stored: Iterable[BlocksStored]) -> None:
         """Take a snapshot in place of everything exact that was known of a target. O(blocks).

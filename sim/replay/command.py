@@ -1,0 +1,210 @@
+"""`python -m sim replay`: serve a trace with one policy or several, and compare."""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from events.command import UsageError, natural, positive, seconds
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from router.core.policy import Policy
+    from sim.replay.outcome import Outcome
+    from sim.replay.settings import Kill, Settings
+    from sim.traces import Trace
+
+DEFAULT_POLICIES = ("warm", "linear", "round-robin")
+EXAMPLES = """
+examples:
+  python -m sim replay trace.jsonl --workers 8
+  python -m sim replay trace.jsonl --policy warm --policy linear:prefill_load_scale=16 --rate x2
+  python -m sim replay trace.jsonl --no-kv-events --event-lag 0.1 --kill t=600,worker=3,restart=660
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options, in groups."""
+    parser.epilog = EXAMPLES
+    parser.add_argument("traces", nargs="+", type=Path, metavar="TRACE", help="JSON lines, one request each")
+    parser.add_argument(
+        "--policy",
+        dest="policies",
+        action="append",
+        type=policy,
+        metavar="NAME[:OPTION=VALUE,…]",
+        help=f"may be given several times; default: {', '.join(DEFAULT_POLICIES)}",
+    )
+    parser.add_argument("--rate", type=rate, default=1.0, metavar="xN", help="arrivals N times as fast (default: x1)")
+    parser.add_argument("--seed", type=natural, default=0, help="of everything that is left to chance (default: 0)")
+    fleet = parser.add_argument_group("fleet")
+    fleet.add_argument("--workers", type=positive, default=8, metavar="N", help="(default: 8)")
+    fleet.add_argument("--profile", default="h200-llama-8b", help="of an engine's times: a name or a JSON file")
+    fleet.add_argument(
+        "--capacity-tokens", type=positive, default=1 << 20, help="of an engine's KV memory (default: 1048576)"
+    )
+    fleet.add_argument("--page-size", type=positive, default=64, help="tokens in a page of its cache (default: 64)")
+    fleet.add_argument("--chunked-prefill-size", type=positive, default=8192, help="(default: 8192)")
+    fleet.add_argument("--max-running-requests", type=positive, default=None, help="(default: as SGLang)")
+    fleet.add_argument("--block-size", type=positive, default=64, help="tokens in a routing block (default: 64)")
+    fleet.add_argument("--routers", type=positive, default=1, metavar="K", help="each knows its own bookings only")
+    events = parser.add_argument_group("events and faults")
+    events.add_argument("--no-kv-events", action="store_true", help="workers publish none: their caches are predicted")
+    events.add_argument("--event-lag", type=lag, default=0.0, metavar="S", help="seconds from engine to router")
+    events.add_argument("--event-loss", type=float, default=0.0, metavar="SHARE", help="of events that are lost")
+    events.add_argument("--load-report-interval", type=seconds, default=None, metavar="S", help="(default: as SGLang)")
+    events.add_argument(
+        "--kill", dest="kills", action="append", default=[], type=kill, metavar="t=S,worker=N[,restart=S]"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Replay each trace with each policy, and show what came of it."""
+    import sim.replay as package  # compiled code takes a while to load: not for --help
+
+    settings = _settings(options)
+    policies = options.policies or [policy(name) for name in DEFAULT_POLICIES]
+    for path in options.traces:
+        trace = _at_rate(_load(path), options.rate)
+        outcomes = [package.replay(trace, make, settings, label) for label, make in policies]
+        Console().print(table(trace, outcomes))
+    return 0
+
+
+def table(trace: Trace, outcomes: Sequence[Outcome]) -> Table:
+    """The outcomes side by side, for a person."""
+    shown = Table(title=repr(trace), title_justify="left", title_style="dim")
+    shown.add_column("policy")
+    for name in ("failed", "TTFT mean", "p50", "p99 ms", "ITL ms", "cached", "CPU s"):
+        shown.add_column(name, justify="right")
+    for outcome in outcomes:
+        ttft = outcome.ttft_seconds * 1e3
+        quantiles = np.quantile(ttft, [0.5, 0.99]) if len(ttft) else [np.nan, np.nan]
+        mean = ttft.mean() if len(ttft) else np.nan
+        cells = [f"{value:.1f}" for value in (mean, *quantiles)]
+        gap = f"{outcome.mean_gap_seconds * 1e3:.2f}"
+        cached = f"{outcome.cached_token_ratio:.1%}"
+        shown.add_row(outcome.policy, str(outcome.failed.sum()), *cells, gap, cached, f"{outcome.cpu_seconds:.2f}")
+    return shown
+
+
+# ---- values of options
+
+
+def policy(text: str) -> tuple[str, Callable[[], Policy]]:
+    """A policy and its options, as `linear:prefill_load_scale=16`: the text itself, and what makes one.
+
+    :raises argparse.ArgumentTypeError: there is no such policy, or it does not take these options.
+    """
+    from router.core.policy import create
+
+    name, _, rest = text.partition(":")
+    options: dict[str, Any] = {}
+    for part in filter(None, rest.split(",")):
+        option, separator, value = part.partition("=")
+        if not separator:
+            raise argparse.ArgumentTypeError(f"{text!r}: {part!r} is not OPTION=VALUE")
+        options[option.replace("-", "_")] = _value(value)
+    make = partial(create, name, **options)
+    try:
+        make()
+    except (ValueError, TypeError) as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text, make
+
+
+def rate(text: str) -> float:
+    """A factor, as `x2`.
+
+    :raises argparse.ArgumentTypeError: it is not positive.
+    """
+    try:
+        return seconds(text.removeprefix("x"))
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not x and a positive number, as x2") from None
+
+
+def lag(text: str) -> float:
+    """Seconds, 0 or more.
+
+    :raises argparse.ArgumentTypeError: they are neither.
+    """
+    return 0.0 if text in ("0", "0.0") else seconds(text)
+
+
+def kill(text: str) -> Kill:
+    """`t=SECONDS,worker=NUMBER[,restart=SECONDS]`.
+
+    :raises argparse.ArgumentTypeError: it is not that.
+    """
+    from sim.replay.settings import Kill
+
+    try:
+        fields = dict(part.split("=", 1) for part in text.split(","))
+        restart = fields.pop("restart", None)
+        made = Kill(float(fields.pop("t")), int(fields.pop("worker")), None if restart is None else float(restart))
+    except (ValueError, KeyError):
+        fields = {"": ""}
+    if fields:
+        raise argparse.ArgumentTypeError(f"{text!r} is not t=SECONDS,worker=NUMBER[,restart=SECONDS]")
+    return made
+
+
+def _value(text: str) -> object:
+    """A number where it is one."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return {"true": True, "false": False}.get(text.lower(), text)
+
+
+def _settings(options: argparse.Namespace) -> Settings:
+    from sim.engine import EngineConfig
+    from sim.engine.timing import profile
+    from sim.replay.settings import Settings
+
+    try:
+        engine = EngineConfig(
+            capacity_tokens=options.capacity_tokens,
+            page_size=options.page_size,
+            chunked_prefill_tokens=options.chunked_prefill_size,
+            max_running_requests=options.max_running_requests,
+            context_length=options.capacity_tokens,
+            timing=profile.load(options.profile).timing,
+        )
+        return Settings(
+            workers=options.workers,
+            engine=engine,
+            block_size=options.block_size,
+            kv_events=not options.no_kv_events,
+            event_lag_seconds=options.event_lag,
+            event_loss=options.event_loss,
+            load_report_interval_seconds=options.load_report_interval or 0.0,
+            routers=options.routers,
+            kills=tuple(options.kills),
+            seed=options.seed,
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _load(path: Path) -> Trace:
+    from sim.traces import TraceError, mooncake
+
+    try:
+        return mooncake.read(path)
+    except TraceError as error:
+        raise UsageError(str(error)) from error
+
+
+def _at_rate(trace: Trace, factor: float) -> Trace:
+    return trace.with_columns(arrival_seconds=trace.arrival_seconds / factor)

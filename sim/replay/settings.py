@@ -1,0 +1,82 @@
+"""What is replayed, and under which conditions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from sim.engine import EngineConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """A worker's process dies, and may come back empty."""
+
+    time: float
+    """Seconds."""
+    worker: int
+    restart: float | None = None
+    """When another process takes its place, in seconds; None: never."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The fleet, its events, and what goes wrong.
+
+    :raises ValueError: a number is out of range (the message names it).
+    """
+
+    workers: int = 8
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    """Of every worker."""
+    block_size: int = 64
+    """Tokens of a routing block."""
+    kv_events: bool = True
+    """False: the router predicts what workers hold."""
+    event_lag_seconds: float = 0.0
+    """From an engine's publication (of cache changes, of its load) to the routers."""
+    event_loss: float = 0.0
+    """Share of publications that are lost; what was in them comes with the engine's next one, which shows the gap."""
+    load_report_interval_seconds: float = 0.0
+    """Load is reported at most so often; 0: whenever SGLang does."""
+    routers: int = 1
+    """Each decides by its own bookings; requests come to them in turn."""
+    kills: tuple[Kill, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        for name in ("workers", "block_size", "routers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("event_lag_seconds", "load_report_interval_seconds"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
+        if not 0 <= self.event_loss < 1:
+            raise ValueError(f"event_loss must be at least 0 and below 1, not {self.event_loss}")
+        for kill in self.kills:
+            self._check_kill(kill)
+
+    def _check_kill(self, kill: Kill) -> None:
+        if not 0 <= kill.worker < self.workers:
+            raise ValueError(f"kill: there is no worker {kill.worker}: they are 0 to {self.workers - 1}")
+        if not 0 <= kill.time < float("inf"):
+            raise ValueError(f"kill: t must be at least 0, not {kill.time}")
+        if kill.restart is not None and not kill.time < kill.restart < float("inf"):
+            raise ValueError(f"kill: restart must be after t={kill.time}, not {kill.restart}")
+
+    def summary(self) -> dict[str, Any]:
+        """For the report: plain values."""
+        return {
+            "workers": self.workers,
+            "capacity_tokens": self.engine.capacity_tokens,
+            "page_size": self.engine.page_size,
+            "block_size": self.block_size,
+            "kv_events": self.kv_events,
+            "event_lag_seconds": self.event_lag_seconds,
+            "event_loss": self.event_loss,
+            "load_report_interval_seconds": self.load_report_interval_seconds,
+            "routers": self.routers,
+            "kills": [[kill.time, kill.worker, kill.restart] for kill in self.kills],
+            "timing": repr(self.engine.timing),
+        }
