@@ -90,6 +90,9 @@ class RouterConfig:
     connect_timeout_seconds: float = 5.0
     first_token_timeout_seconds: float = 300.0
     idle_timeout_seconds: float = 60.0
+    stall_timeout_seconds: float = 20.0
+    ejection_seconds: float = 1.0
+    longest_ejection_seconds: float = 60.0
     log_level: str = "info"
 
     def __post_init__(self) -> None:
@@ -301,6 +304,13 @@ def _failure_options(group: argparse._ArgumentGroup) -> None:
         ("--connect-timeout", RouterConfig.connect_timeout_seconds, "to connect to a worker"),
         ("--first-token-timeout", RouterConfig.first_token_timeout_seconds, "until a worker's first token"),
         ("--idle-timeout", RouterConfig.idle_timeout_seconds, "between two pieces of a worker's stream"),
+        (
+            "--stall-timeout",
+            RouterConfig.stall_timeout_seconds,
+            "in which some request on a worker must show something, beyond its prefills' time; else it gets no new ones",
+        ),
+        ("--ejection", RouterConfig.ejection_seconds, "that a worker gets no requests after a failure; doubles"),
+        ("--longest-ejection", RouterConfig.longest_ejection_seconds, "up to this"),
     ):
         group.add_argument(
             option,

@@ -99,6 +99,17 @@ class Metrics:
             "warmpath_failed_aborts", "Aborts that the engine did not take.", registry=registry
         )
 
+        # worker health's
+        self.ejections = Counter(
+            "warmpath_ejections",
+            "Times a target was taken out of new work, by reason (stalled, or an engine error's kind).",
+            ("reason",),
+            registry=registry,
+        )
+        self.health_checks = Counter(
+            "warmpath_health_checks", "Questions to workers that are out, by result.", ("result",), registry=registry
+        )
+
         # the event feed's
         self.events_applied = Counter(
             "warmpath_events_applied", "Cache events applied to the index.", registry=registry

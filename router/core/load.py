@@ -69,7 +69,7 @@ class Bookings:
 
     Columns, one entry per slot: `prefill_tokens` (uncached tokens of requests without a first token), `prefilling_requests`,
     `active_requests`, `decode_blocks` (distinct full blocks of the prompts in flight: what requests share counts once),
-    `context_tokens` (prompt and output so far).
+    `context_tokens` (prompt and output so far), `progress` (how often a request there has shown a token).
     """
 
     def __init__(self) -> None:
@@ -79,6 +79,7 @@ class Bookings:
             active_requests=np.int64,
             decode_blocks=np.int64,
             context_tokens=np.int64,
+            progress=np.int64,
         )
         self.unknown_requests = 0
         """Calls about requests that are not booked: freed before, or never placed here."""
@@ -154,6 +155,7 @@ class Bookings:
             self.repeated_first_tokens += 1
             return None
         self._count_prefill(booking, -1)
+        self.columns["progress"][booking.slot] += 1
         booking.prefilling = False
         return booking
 
@@ -162,6 +164,7 @@ class Bookings:
         booking = self._known(request_id)
         if booking is not None:
             self.columns["context_tokens"][booking.slot] += output_tokens - booking.output_tokens
+            self.columns["progress"][booking.slot] += 1
             booking.output_tokens = output_tokens
 
     def free(self, request_id: str) -> Booking | None:

@@ -68,6 +68,15 @@ class TargetState(NamedTuple):
     reported: Reported | None
 
 
+class Progress(NamedTuple):
+    """Of the requests in flight on a target."""
+
+    progress: int
+    """Grows whenever one of them shows a token."""
+    prefill_seconds: float
+    """What the prefills booked there should take."""
+
+
 class Elsewhere(NamedTuple):
     """A request that another router has in flight."""
 
@@ -140,7 +149,7 @@ class Scheduler:
         self._bookings = Bookings()
         self._reported = ReportedLoads()
         self._rates = PrefillRates()
-        self.observer: BookingObserver | None = None
+        self.observers: list[BookingObserver] = []
         """Told of every booking of this router's own."""
         self._tickets = count()
         self._placements = 0
@@ -197,9 +206,9 @@ class Scheduler:
         self._reported.remove_target(slot)
         self._rates.remove_target(slot)
         own = [booking.request_id for booking in self._bookings.remove_target(slot) if not booking.author]
-        if self.observer is not None:
+        for observer in self.observers:
             for request_id in own:
-                self.observer.freed(request_id, failed=True)
+                observer.freed(request_id, failed=True)
         return own
 
     def set_available(self, target: Target, available: bool) -> None:
@@ -318,8 +327,9 @@ class Scheduler:
             if not booking.author:
                 self._expected_cached_tokens += booking.prompt_tokens - booking.uncached_tokens
                 self._actual_cached_tokens += cached_tokens
-        if self.observer is not None and not booking.author:
-            self.observer.prefilled(request_id, cached_tokens)
+        if not booking.author:
+            for observer in self.observers:
+                observer.prefilled(request_id, cached_tokens)
         self._rates.prefilled(booking.slot, uncached_tokens, now, still_busy=self._is_prefilling(booking.slot))
 
     def progress(self, request_id: str, output_tokens: int) -> None:
@@ -339,8 +349,9 @@ class Scheduler:
         booking = self._bookings.free(request_id)
         if booking is None:
             return
-        if self.observer is not None and not booking.author:
-            self.observer.freed(request_id, failed=failed)
+        if not booking.author:
+            for observer in self.observers:
+                observer.freed(request_id, failed=failed)
         if booking.prefilling:
             self._rates.aborted(booking.slot, now, still_busy=self._is_prefilling(booking.slot))
         if failed:
@@ -348,6 +359,15 @@ class Scheduler:
         elif generated is not None and not self._fleet.columns["exact"][booking.slot]:
             cacheable = self._cacheable_blocks(booking.slot, len(generated) * self._block_size)
             self._predicted.predict(booking.slot, generated[:cacheable], now, booking.ticket)
+
+    def progress_of(self, target: Target) -> Progress | None:
+        """How far a target's requests have come, to be compared with a later look. None: it is not there. O(1)."""
+        slot = self._fleet.slot(target)
+        if slot is None:
+            return None
+        booked = self._bookings.columns
+        seconds = booked["prefill_tokens"][slot] / self._rates.rates()[slot]
+        return Progress(booked["progress"].item(slot), float(seconds))
 
     # ---- other routers
 
@@ -477,8 +497,8 @@ class Scheduler:
         booking = self._book_at(slot, request, uncached_tokens, fleet.overlap, now)
         self._fleet.columns["last_placed"][slot] = self._placements
         self._placements += 1
-        if self.observer is not None:
-            self.observer.booked(self._fleet.target(slot), booking)
+        for observer in self.observers:
+            observer.booked(self._fleet.target(slot), booking)
 
     def _book_at(
         self, slot: int, request: RoutingRequest, uncached_tokens: int, overlap: Overlap, now: float, author: str = ""

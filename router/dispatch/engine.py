@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from router.dispatch.chunks import EngineOutput
     from router.dispatch.http import ClientStatistics
 
+logger = logging.getLogger(__name__)
+
 DRAIN_SECONDS = 1.0
 """How long the end of an answer may take to follow its last message, for its connection to be used again."""
 MAX_ERROR_BYTES = 64 * 1024
@@ -37,6 +40,7 @@ class EngineTimeouts(NamedTuple):
     idle_seconds: float = 60.0
     """Between tokens; a long prefill of others delays a decode."""
     abort_seconds: float = 5.0
+    health_seconds: float = 5.0
 
 
 class EngineClient:
@@ -130,6 +134,21 @@ class EngineClient:
         deadline = asyncio.get_running_loop().time() + self.timeouts.abort_seconds
         response = await self._post(f"{endpoint}/abort_request", msgspec.json.encode({"rid": rid}), deadline)
         response.discard(DRAIN_SECONDS)
+
+    async def is_healthy(self, endpoint: str) -> bool:
+        """Whether the server answers `/health` in time; that costs it a token. Never raises."""
+        deadline = asyncio.get_running_loop().time() + self.timeouts.health_seconds
+        try:
+            response = await self._http.get(f"{endpoint}/health", deadline)
+        except HttpError as error:
+            logger.debug("%s/health: %s", endpoint, error)
+            return False
+        response.discard(DRAIN_SECONDS)
+        return response.status < 500
+
+    def drop(self, endpoint: str) -> int:
+        """Break all that goes on with a server, so that its requests go on elsewhere; how many those are. O(connections)."""
+        return self._http.drop(endpoint)
 
     async def close(self) -> None:
         """Close all connections. Idempotent."""

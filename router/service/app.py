@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import secrets
 import sys
 import time
@@ -20,7 +21,7 @@ from events.membership import RegistryError
 from events.membership.discovery import open_registry
 from events.membership.static import StaticRegistry
 from router.config import EMBEDDED, ConfigError
-from router.core import Scheduler, warm_up
+from router.core import Scheduler, Target, warm_up
 from router.core.policy import create
 from router.dispatch.dispatcher import Dispatcher
 from router.dispatch.engine import EngineClient, EngineTimeouts
@@ -32,7 +33,7 @@ from router.metrics import Metrics
 from router.service.collector import StateCollector
 from router.service.event_collector import EventCollector
 from router.service.feed import EventFeed
-from router.service.quarantine import Quarantine
+from router.service.health import HealthOptions, WorkerHealth
 from router.service.replicas import Replicas
 from router.service.roster import Roster
 
@@ -95,10 +96,9 @@ class RouterService:
             replicas = await self._replicas(bus, parts) if bus is not None and self.config.shares_bookings else None
             if bus is not None:
                 bus.on_connect = partial(_reconnected, feed, replicas)
-            quarantine = Quarantine(self.scheduler, asyncio.get_running_loop())
-            roster = Roster(self._registries(), self.scheduler, feed, quarantine, block_size=self.config.block_size)
             engine = self._engine()
             parts.push_async_callback(engine.close)
+            roster = self._roster(feed, engine, parts)
             self.metrics.registry.register(
                 StateCollector(self.scheduler, roster, bus, replicas, engine, self.tokenizer)
             )
@@ -141,6 +141,34 @@ class RouterService:
         await replicas.open()
         parts.push_async_callback(replicas.close)
         return replicas
+
+    def _roster(self, feed: EventFeed | None, engine: EngineClient, parts: AsyncExitStack) -> Roster:
+        config = self.config
+        stall_seconds = math.inf if config.text_mode else config.stall_timeout_seconds  # bytes passed on show no tokens
+
+        async def answers(target: Target) -> bool:
+            try:
+                return await engine.is_healthy(roster.endpoint(target))
+            except KeyError:  # it has left
+                return False
+
+        def stalled(target: Target) -> None:
+            """Requests there go on elsewhere, if they can; other ranks' share the connections, and may be well."""
+            if roster.ranks(target) == 1 and roster.has_alternative(target):
+                logger.warning("%s: %d requests go on elsewhere", target, engine.drop(roster.endpoint(target)))
+
+        health = WorkerHealth(
+            self.scheduler,
+            self.metrics,
+            ask=answers,
+            on_stall=stalled,
+            clock=time.monotonic,
+            options=HealthOptions(stall_seconds, config.ejection_seconds, config.longest_ejection_seconds),
+        )
+        parts.callback(health.close)
+        parts.callback(asyncio.create_task(health.run(), name="worker health").cancel)
+        roster = Roster(self._registries(), self.scheduler, feed, health, block_size=config.block_size)
+        return roster
 
     def _registries(self) -> Sequence[Registry]:
         registries: list[Registry] = []

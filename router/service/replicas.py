@@ -125,7 +125,7 @@ class Replicas:
         """Listen, say hello, and go on telling."""
         pattern = subjects.every(self._namespace, "router")
         self._subscription = await self._bus.subscribe(pattern, self._hear)
-        self._scheduler.observer = self
+        self._scheduler.observers.append(self)
         self._tasks = [
             asyncio.create_task(self._tell(), name="bookings to other routers"),
             asyncio.create_task(self._state(), name="statements to other routers"),
@@ -135,7 +135,7 @@ class Replicas:
         """Tell the others that all is over; idempotent."""
         if self._subscription is None:
             return
-        self._scheduler.observer = None
+        self._scheduler.observers.remove(self)
         for task in self._tasks:
             task.cancel()
         await self._subscription.cancel()

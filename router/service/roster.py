@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from events.membership import Joined, Left, RegistryError, Role
 from router.core import Target
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from router.core.scheduler import TargetState
     from router.dispatch.errors import EngineError
     from router.service.feed import EventFeed
-    from router.service.quarantine import Quarantine
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +38,19 @@ def targets_of(card: WorkerCard) -> list[Target]:
     return [Target(card.worker_id, rank) for rank in range(card.ranks)]
 
 
+class Ward(Protocol):
+    """Keeps targets out of new work while they are not fit for it."""
+
+    def failed(self, target: Target, error: Exception) -> None:
+        """A request failed there through no fault of its own."""
+
+    def forget(self, target: Target) -> None:
+        """The target is gone or new."""
+
+    def reason(self, target: Target) -> str | None:
+        """Why it is out; None: it is not."""
+
+
 class Roster:
     """The workers that a router may use, and the ones that it refuses, with the reason.
 
@@ -50,7 +62,7 @@ class Roster:
         registries: Sequence[Registry],
         scheduler: Scheduler,
         feed: EventFeed | None,
-        quarantine: Quarantine,
+        quarantine: Ward,
         *,
         block_size: int,
     ) -> None:
@@ -160,6 +172,15 @@ class Roster:
     def ready_workers(self) -> int:
         """Workers that may get requests and, if their events are followed, whose ranks are all in step."""
         return sum(all(self._in_step(target) for target in targets_of(card)) for card in self._cards.values())
+
+    def has_alternative(self, target: Target) -> bool:
+        """Whether some other worker can take what a target has. O(targets · requests)."""
+        states = {state.target: state for state in self._scheduler.targets()}
+        mine = states.get(target)
+        return mine is not None and any(
+            state.available and state.model == mine.model and other.worker_id != target.worker_id
+            for other, state in states.items()
+        )
 
     def refused_workers(self) -> int:
         """Workers that are there but cannot be used."""

@@ -231,6 +231,32 @@ async def test_servers_without_adapters_are_predicted(stack: Stack, session: aio
     assert stack.router is before
 
 
+async def test_a_worker_that_stands_still_loses_its_requests_to_others(
+    stack: Stack, session: aiohttp.ClientSession
+) -> None:
+    """Its connections stay open, and nothing comes: no error ever says so."""
+    await stack.route("--min-workers", "2", "--stall-timeout", "1")
+    url = router(stack)
+    fields = {"max_tokens": 100, "temperature": 0, "ignore_eos": True}
+    _, whole, holder = await complete(session, url, fresh(90), **fields)
+    worker = stack.workers[stack.worker_urls.index(f"http://{holder.rsplit('/', 1)[0]}")]
+    worker.send(signal.SIGSTOP)
+    try:
+        answers = await asyncio.gather(*(complete(session, url, fresh(90), **fields) for _ in range(6)))
+        assert {body["choices"][0]["text"] for _, body, _ in answers} == {whole["choices"][0]["text"]}
+        listed = (await get(session, f"{url}/workers"))["workers"]
+        assert sum("nothing for" in (rank["quarantined"] or "") for worker in listed for rank in worker["ranks"]) == 1
+    finally:
+        worker.send(signal.SIGCONT)
+
+    async def back() -> bool:
+        await complete(session, url, fresh(91))
+        return await in_step(session, url, 2)
+
+    await until(back, "the worker goes on, and gets no requests")
+    await stack.route(*ROUTER_OPTIONS)
+
+
 async def test_a_worker_killed_in_mid_stream(stack: Stack, session: aiohttp.ClientSession) -> None:
     """The last test here: its worker does not come back. The stream goes on elsewhere, and reads as if nothing had happened."""
     fields = {"max_tokens": 200, "temperature": 0, "ignore_eos": True}

@@ -78,7 +78,7 @@ class HttpClient:
         """
         location = locate(url)
         pool = self._pool(location.origin)
-        head = _head(url, tuple(headers.items()))
+        head = _head("POST", url, tuple(headers.items()))
         head = b"%s%s%d\r\n\r\n" % (head, _lines(own_headers) if own_headers else b"Content-Length: ", len(body))
         connection = pool.reuse()
         if connection is not None:
@@ -92,6 +92,21 @@ class HttpClient:
         connection = await pool.connect(deadline)
         self._opened += 1
         return await _exchange(connection, head, body, deadline)
+
+    async def get(self, url: str, deadline: float) -> Response:
+        """The same without a body, on a connection of its own.
+
+        :raises HttpError: there is no answer.
+        :raises ValueError: `url` is not one.
+        """
+        connection = await self._pool(locate(url).origin).connect(deadline)
+        self._opened += 1
+        return await _exchange(connection, _head("GET", url, ()) + b"Content-Length: 0\r\n\r\n", b"", deadline)
+
+    def drop(self, url: str) -> int:
+        """Break every exchange that goes on with a URL's origin; how many those were. O(connections)."""
+        pool = self._pools.get(locate(url).origin)
+        return pool.drop() if pool is not None else 0
 
     async def close(self) -> None:
         """Close all connections; exchanges that go on fail. Idempotent."""
@@ -139,10 +154,10 @@ async def _exchange(connection: Connection, head: bytes, body: bytes, deadline: 
 
 
 @lru_cache(maxsize=4096)
-def _head(url: str, headers: tuple[tuple[str, str], ...]) -> bytes:
+def _head(method: str, url: str, headers: tuple[tuple[str, str], ...]) -> bytes:
     """The request line and the headers that many requests have."""
     origin, path = locate(url)
-    return _lines({"Host": origin.authority, **dict(headers)}, f"POST {path} HTTP/1.1\r\n", "")
+    return _lines({"Host": origin.authority, **dict(headers)}, f"{method} {path} HTTP/1.1\r\n", "")
 
 
 def _lines(headers: Mapping[str, str], before: str = "", after: str = "Content-Length: ") -> bytes:

@@ -83,6 +83,10 @@ class Connection(asyncio.Protocol):
             return
         self._end(ConnectionLost("closed by this side", answered=False))
 
+    def drop(self) -> None:
+        """Close at once; the exchange that goes on fails, and must not be sent again here."""
+        self._end(ConnectionLost("given up by this side", answered=True))
+
     # ---- for the transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

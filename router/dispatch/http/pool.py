@@ -108,6 +108,13 @@ class Pool:
             self._sweep_handle.cancel()
             self._sweep_handle = None
 
+    def drop(self) -> int:
+        """Break the exchanges that go on; how many."""
+        busy = [connection for connection in self._open if not connection.usable]
+        for connection in busy:
+            connection.drop()
+        return len(busy)
+
     # ---- for its connections
 
     def released(self, connection: Connection) -> None:

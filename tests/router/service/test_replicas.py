@@ -49,7 +49,7 @@ class Router:
         for target in TARGETS:
             self.scheduler.add_target(target, capacity_tokens=4000, model="m")
         self.replicas = Replicas(self.wire, self.scheduler, namespace="n", clock=lambda: self.now, router_id=name)
-        self.scheduler.observer = self.replicas
+        self.scheduler.observers = [self.replicas]
 
     def place(self, request_id: str, tokens: int = 41) -> Target:
         hashes = np.arange(1, tokens // BLOCK_SIZE + 1, dtype=np.uint64)
@@ -235,6 +235,7 @@ async def test_over_a_bus_they_find_each_other_and_part(eventually) -> None:
     async with MemoryBus(broker) as bus_a, MemoryBus(broker) as bus_b:
         for router, bus in ((a, bus_a), (b, bus_b)):
             router.replicas._bus = bus
+            router.scheduler.observers.clear()
             await router.replicas.open()
         await eventually(lambda: a.replicas.statistics().others == b.replicas.statistics().others == 1)
         a.place("r")

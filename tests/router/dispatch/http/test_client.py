@@ -302,3 +302,31 @@ async def test_what_is_no_url(client: HttpClient, url: str) -> None:
 async def test_a_header_cannot_bring_another(client: HttpClient) -> None:
     with pytest.raises(ValueError, match="line break"):
         await client.post("http://127.0.0.1:1/", b"", within(PATIENCE), {"X": "a\r\nY: b"})
+
+
+async def test_get_has_no_body(client: HttpClient) -> None:
+    async with RawServer(saying(plain(b"fine"))).running() as server:
+        response = await client.get(server.url + "/health", within(PATIENCE))
+        assert (response.status, await response.read_all(100)) == (200, b"fine")
+    assert server.callers[0].requests[0].startswith(b"GET /health HTTP/1.1\r\n")
+
+
+async def test_what_is_dropped_fails_and_is_not_sent_again(client: HttpClient) -> None:
+    requests = []
+
+    async def script(caller: Caller) -> None:
+        requests.append(await caller.request())
+        await caller.say(plain(b"first"))
+        requests.append(await caller.request())  # on the connection that was kept, and nothing is said
+        await caller.gone()
+
+    async with RawServer(script).running() as server:
+        assert await post(client, server) == b"first"
+        stuck = asyncio.create_task(post(client, server))
+        await until(lambda: len(requests) == 2)
+        assert client.drop(server.url) == 1
+        with pytest.raises(ConnectionLost, match="given up by this side"):
+            await stuck
+        assert len(requests) == 2
+        assert client.drop(server.url) == 0
+    assert client.drop("http://127.0.0.1:1") == 0
