@@ -113,6 +113,8 @@ class SnapshotChunk(msgspec.Struct, frozen=True, array_like=True, tag="snap"):
     index: int
     count: int
     stored: list[BlocksStored]
+    position: int = 0
+    """In a log of events: nothing after the watermark lies before this number or at it."""
 
 
 class WorkerLoad(msgspec.Struct, frozen=True, array_like=True, tag="load"):

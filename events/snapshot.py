@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
-    from events.messages import BlocksStored, SnapshotChunk
+    from events.messages import BlocksStored, KvEvents, SnapshotChunk
 
 
 class SnapshotError(Exception):
@@ -23,6 +23,13 @@ class Snapshot(NamedTuple):
     watermark: int
     """-1: before the first event."""
     stored: list[BlocksStored]
+    following: Sequence[KvEvents] = ()
+    """Events after the watermark, without a gap, where the source knows them."""
+
+    @property
+    def last(self) -> int:
+        """Sequence number of the last event that is in it, one way or the other."""
+        return self.watermark + len(self.following)
 
 
 def assemble(chunks: Iterable[SnapshotChunk]) -> Snapshot:

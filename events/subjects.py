@@ -45,8 +45,13 @@ def router(namespace: str, router_id: str) -> str:
     return f"{ROOT}.{token(namespace)}.router.{token(router_id)}"
 
 
+def checkpoint(namespace: str, worker_id: str, rank: int) -> str:
+    """Snapshots of one rank to be kept at the broker (`SnapshotChunk`, one or more)."""
+    return f"{ROOT}.{token(namespace)}.checkpoint.{token(worker_id)}.{rank}"
+
+
 def every(namespace: str, kind: str) -> str:
-    """Pattern: all messages of a kind (`kv`, `mark`, `load`, `router`) in a namespace.
+    """Pattern: all messages of a kind (`kv`, `mark`, `load`, `checkpoint`, `router`) in a namespace.
 
     >>> every("default", "kv")
     'warmpath.default.kv.>'

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from events import durable
+from events.bus.log import Limits
 from events.command import Parser, natural, port, positive, seconds, server_url
 from events.membership.discovery import DEFAULT_TTL_SECONDS, add_options
 from events.membership.etcd.access import DEFAULT_URL
@@ -67,6 +69,11 @@ class RouterConfig:
     kv_events: bool = True
     nats: str = f"nats://127.0.0.1:{NATS_PORT}"
     nats_port: int = NATS_PORT
+    nats_store_dir: Path | None = None
+    durable_events: bool = False
+    durable_bytes: int = Limits().max_bytes
+    durable_age_seconds: float = Limits().max_age_seconds
+    durable_replicas: int = Limits().replicas
     namespace: str = "default"
     discovery: str = "file"
     discovery_path: Path = DEFAULT_DISCOVERY_PATH
@@ -104,6 +111,8 @@ class RouterConfig:
             raise ConfigError("--model-path is required, except with --use-sglang-tokenizer")
         if not self.namespace:
             raise ConfigError("--namespace must not be empty")
+        if self.durable_events and self.nats == EMBEDDED and self.nats_store_dir is None:
+            raise ConfigError("--durable-events with --nats embedded needs --nats-store-dir, where streams are kept")
         if self.discovery == "memory" and not self.workers:
             raise ConfigError("--discovery memory knows no workers but those of --worker, and there is none")
 
@@ -270,6 +279,13 @@ def _fleet_options(group: argparse._ArgumentGroup) -> None:
         metavar="PORT",
         help="of the embedded server (default: 4222; 0: free)",
     )
+    group.add_argument(
+        "--nats-store-dir",
+        type=Path,
+        metavar="DIR",
+        help="where the embedded server keeps streams; needed for --durable-events with it",
+    )
+    durable.add_options(group)
     group.add_argument(
         "--namespace", default=RouterConfig.namespace, help="only workers of this one (default: default)"
     )

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Self
 from events.bus import BusUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from types import TracebackType
 
 BINARY = "nats-server"
@@ -30,7 +30,8 @@ _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 class EmbeddedBroker:
     """A `nats-server` process that lives as long as this object, and no longer than this process.
 
-    `port` None: one that is free. As an async context manager:
+    `port` None: one that is free. `store_dir`: it keeps streams (JetStream), there; they outlive it. `arguments`: passed on to it.
+    As an async context manager:
 
         async with EmbeddedBroker() as broker, NatsBus(broker.url) as bus: ...
 
@@ -38,9 +39,19 @@ class EmbeddedBroker:
     dies, no server is left behind: start it from the main thread.
     """
 
-    def __init__(self, port: int | None = None, host: str = "127.0.0.1", ready_timeout_seconds: float = 10.0) -> None:
+    def __init__(
+        self,
+        port: int | None = None,
+        host: str = "127.0.0.1",
+        ready_timeout_seconds: float = 10.0,
+        *,
+        store_dir: Path | None = None,
+        arguments: Sequence[str] = (),
+    ) -> None:
         self._host = host
         self._port = port
+        self._store_dir = store_dir
+        self._arguments = list(arguments)
         self._ready_timeout_seconds = ready_timeout_seconds
         self._process: subprocess.Popen[bytes] | None = None
         self._folder: Path | None = None
@@ -103,6 +114,8 @@ class EmbeddedBroker:
     def _spawn(self, binary: str, folder: Path) -> subprocess.Popen[bytes]:
         port = str(self._port if self._port is not None else -1)
         command = [binary, "--addr", self._host, "--port", port, "--ports_file_dir", str(folder)]
+        command += ["--jetstream", "--store_dir", str(self._store_dir)] if self._store_dir is not None else []
+        command += self._arguments
         with _log(folder).open("wb") as log:
             return subprocess.Popen(  # noqa: S603 - our own binary and arguments
                 command,

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from events.bus.answer import Inbox
     from events.bus.delivery import Delivery, Envelope
+    from events.bus.memory_log import Shelf
 
 MAX_MESSAGE_BYTES = 1024 * 1024  # as a NATS server has it
 
@@ -22,6 +23,8 @@ class MemoryBroker:
     def __init__(self) -> None:
         self._deliveries: dict[Delivery, None] = {}  # an ordered set
         self._inboxes: dict[str, Inbox] = {}
+        self.shelves: dict[str, Shelf] = {}
+        """What is kept of the messages that pass, by name; see `events.bus.memory_log`."""
 
     def join(self, inbox: Inbox) -> None:
         """A bus opened: answers to its requests go to its inbox. O(1)."""
@@ -45,6 +48,8 @@ class MemoryBroker:
         if inbox is not None:
             inbox.take(envelope.subject, envelope.data)
             return
+        for shelf in self.shelves.values():
+            shelf.take(envelope)
         concerned = list(self._concerned(envelope.subject))
         for delivery in concerned:
             delivery.offer(envelope)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -24,14 +25,16 @@ from events.bus.answer import NOBODY, failure, frames
 from events.bus.delivery import Envelope
 from events.bus.exchange import QUEUE_BYTES, Exchange
 from events.bus.outbox import Outbox
+from events.bus.raw import RawInbox
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator, Mapping
 
     from nats.aio.msg import Msg
     from nats.aio.subscription import Subscription
 
     from events.bus.delivery import Delivery
+    from events.bus.raw import RawAnswer
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +78,7 @@ class NatsBus(Exchange):
         self._wait_for_server = wait_for_server
         self._buffer_bytes = buffer_bytes
         self._outbox = Outbox(buffer_bytes)
+        self._raw = RawInbox(self._inbox.prefix)
         self._client = Client()
         self._supervisor: asyncio.Task[None] | None = None  # runs while the bus is open
         self._ready = asyncio.Event()  # connected, subscriptions stand, outbox empty
@@ -109,6 +113,7 @@ class NatsBus(Exchange):
             await self._echo_quietly(self._send)
         supervisor, self._supervisor = self._supervisor, None
         self._inbox.fail_all("the bus was closed")
+        self._raw.fail_all("the bus was closed")
         await self._stop_greeting()
         await self._cancel_deliveries()
         self._ended.set()  # nats-py may swallow the cancellation while it connects: then this ends the supervisor
@@ -135,6 +140,32 @@ class NatsBus(Exchange):
             raise BusUnavailable(f"{error} ({self._trouble})") from None
         finally:
             self._inbox.forget(reply)
+
+    # What NATS itself offers, beyond a bus
+
+    @contextmanager
+    def conversation(self, subject: str) -> Iterator[tuple[str, RawAnswer]]:
+        """A subject for answers, and the messages that come there as they are; for `say`.
+
+        :raises BusUnavailable: there is no connection.
+        """
+        if not self.connected:
+            raise BusUnavailable(f"{subject}: {self.name} is not connected to {self.url}: {self._trouble}")
+        reply, answer = self._raw.open(subject)
+        try:
+            yield reply, answer
+        finally:
+            self._raw.forget(reply)
+
+    async def say(self, subject: str, data: bytes, reply: str, headers: Mapping[str, str] | None = None) -> None:
+        """Publish now or never: it waits in no buffer of ours.
+
+        :raises BusUnavailable: the client refuses it.
+        """
+        try:
+            await self._client.publish(subject, data, reply, dict(headers) if headers else None)
+        except errors.Error as error:
+            raise BusUnavailable(f"{subject}: {error}") from error
 
     # Sending
 
@@ -201,6 +232,8 @@ class NatsBus(Exchange):
 
     async def _take_answer(self, message: Msg) -> None:
         nobody = message.headers is not None and message.headers.get("Status") == "503"
+        if self._raw.take(message.subject, NOBODY if nobody else message):
+            return
         self._inbox.take(message.subject, failure(NOBODY) if nobody else message.data)
 
     # The connection
@@ -283,6 +316,7 @@ class NatsBus(Exchange):
         self._ready.clear()
         if self._supervisor is not None:  # not our own doing
             self._inbox.fail_all("the connection was lost")
+            self._raw.fail_all("the connection was lost")
             self._counts.say(f"lost the connection to {self.url}")
 
     async def _on_closed(self) -> None:

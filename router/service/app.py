@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 from events.blocks import load_kernels
 from events.bus import BusUnavailable
 from events.bus.broker import EmbeddedBroker
+from events.bus.log import Limits
 from events.bus.nats import NatsBus
+from events.history import jetstream_history
 from events.membership import RegistryError
 from events.membership.discovery import open_registry
 from events.membership.static import StaticRegistry
@@ -36,12 +38,14 @@ from router.service.feed import EventFeed
 from router.service.health import HealthOptions, WorkerHealth
 from router.service.replicas import Replicas
 from router.service.roster import Roster
+from router.service.snapshots import AdapterSnapshots, HistorySnapshots
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from events.membership import Registry
     from router.config import RouterConfig
+    from router.service.snapshots import SnapshotSource
 
 logger = logging.getLogger(__name__)
 
@@ -123,18 +127,31 @@ class RouterService:
     async def _broker(self, parts: AsyncExitStack) -> EmbeddedBroker:
         port = self.config.nats_port
         try:
-            return await parts.enter_async_context(EmbeddedBroker(port or None))
+            return await parts.enter_async_context(EmbeddedBroker(port or None, store_dir=self.config.nats_store_dir))
         except BusUnavailable as error:
             raise ConfigError(f"--nats embedded, --nats-port {port}: {error}") from error
 
     async def _feed(self, bus: NatsBus, parts: AsyncExitStack) -> EventFeed:
         feed = EventFeed(
-            bus, self.scheduler, namespace=self.config.namespace, metrics=self.metrics, clock=time.monotonic
+            bus,
+            self.scheduler,
+            namespace=self.config.namespace,
+            metrics=self.metrics,
+            clock=time.monotonic,
+            sources=self._snapshot_sources(bus),
         )
         await feed.open()
         self.metrics.registry.register(EventCollector(feed))
         parts.push_async_callback(feed.close)
         return feed
+
+    def _snapshot_sources(self, bus: NatsBus) -> list[SnapshotSource]:
+        config = self.config
+        sources: list[SnapshotSource] = [AdapterSnapshots(bus, config.namespace)]
+        if config.durable_events:
+            limits = Limits(config.durable_bytes, config.durable_age_seconds, config.durable_replicas)
+            sources.insert(0, HistorySnapshots(jetstream_history(bus, config.namespace, limits)))
+        return sources
 
     async def _replicas(self, bus: NatsBus, parts: AsyncExitStack) -> Replicas:
         replicas = Replicas(bus, self.scheduler, namespace=self.config.namespace, clock=time.monotonic)

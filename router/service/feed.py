@@ -314,10 +314,12 @@ class EventFeed:
         """No await in here: nobody sees the rank between snapshot and buffered events."""
         if rank.stream.accepts(snapshot.epoch):
             self._scheduler.restore(target, snapshot.stored)
+            for message in snapshot.following:
+                self._apply(target, rank, message)
             rank.heard_at = self._clock()
         else:
             self._metrics.stale_epoch.labels("snapshot").inc()
-        for message in rank.stream.adopt(snapshot.epoch, snapshot.watermark):
+        for message in rank.stream.adopt(snapshot.epoch, snapshot.last):
             self._apply(target, rank, message)
         self._metrics.resyncs.labels(source).inc()
 

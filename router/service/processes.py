@@ -84,7 +84,9 @@ class RouterProcesses:
             return []
         from events.bus.broker import EmbeddedBroker  # the only use here: a parent without it starts faster
 
-        broker = await parts.enter_async_context(EmbeddedBroker(self.config.nats_port))
+        broker = await parts.enter_async_context(
+            EmbeddedBroker(self.config.nats_port, store_dir=self.config.nats_store_dir)
+        )
         logger.info("embedded NATS server: start adapters with --nats %s", broker.url)
         return ["--nats", broker.url]
 

@@ -10,6 +10,7 @@ from events.snapshot import assemble
 
 if TYPE_CHECKING:
     from events.bus import Bus
+    from events.history import History
     from events.snapshot import Snapshot
     from router.core import Target
 
@@ -53,3 +54,23 @@ class AdapterSnapshots:
         request = messages.encode(SnapshotRequest(target.worker_id, target.rank))
         parts = [messages.decode(part) async for part in self._bus.request(subject, request)]
         return assemble([part for part in parts if isinstance(part, SnapshotChunk)])
+
+
+class HistorySnapshots:
+    """The logs at the broker: no worker is asked."""
+
+    name = "history"
+
+    def __init__(self, history: History) -> None:
+        self._history = history
+
+    def __repr__(self) -> str:
+        return f"HistorySnapshots({self._history!r})"
+
+    async def fetch(self, target: Target) -> Snapshot:
+        """The rank's latest checkpoint and the events since.
+
+        :raises BusError: the logs cannot be read.
+        :raises SnapshotError: no whole checkpoint is kept, or it is of an earlier life.
+        """
+        return await self._history.recall(target.worker_id, target.rank)

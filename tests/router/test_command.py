@@ -36,6 +36,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         ((*MODEL, "--nats", "http://127.0.0.1:1"), "--nats"),
         ((*MODEL, "--discovery", "memory", "--no-kv-events"), "--worker"),
         ((*MODEL, "--migration-limit", "-1"), "--migration-limit"),
+        ((*MODEL, "--durable-events", "--nats", "embedded"), "--nats-store-dir"),
         ((*MODEL, "--first-token-timeout", "0"), "--first-token-timeout"),
     ],
 )

@@ -5,6 +5,7 @@
 `subscription`  one rank's payloads in order, each exactly once (live, replay, gaps)
 `mirror`        what one rank holds: engine pages → routing blocks
 `relay`         the mirror's changes on the bus, and snapshots on request
+`checkpoints`   snapshots kept at the broker (`--durable-events`)
 `load`          what a scheduler reports of itself
 `card`          `/server_info` → worker card and endpoints
 `engine`        the few HTTP routes that the adapter asks

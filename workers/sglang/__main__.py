@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import uvloop
 
+from events import durable
 from events.bus import BusUnavailable
 from events.bus.nats import NatsBus
 from events.command import USAGE_ERROR
+from events.history import jetstream_history
 from events.membership import RegistryError, discovery
 from events.membership.server_info import default_worker_id
 from events.origin import ForeignPackage, check_one_root
@@ -35,7 +37,6 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Mapping, Sequence
 
-    from events.bus import Bus
     from events.membership import Registry, WorkerCard
 
     from .launching.command import EngineCommand
@@ -157,9 +158,10 @@ def _stated(options: argparse.Namespace) -> Mapping[str, object]:
     return stated
 
 
-def _adapter(options: argparse.Namespace, chosen: Chosen, bus: Bus, registry: Registry) -> Adapter:
+def _adapter(options: argparse.Namespace, chosen: Chosen, bus: NatsBus, registry: Registry) -> Adapter:
     pace = Pace(load_poll_seconds=options.load_poll_seconds)
-    return Adapter(chosen, bus, registry, namespace=options.namespace, pace=pace, announce=_announce)
+    history = jetstream_history(bus, options.namespace, durable.limits_of(options)) if options.durable_events else None
+    return Adapter(chosen, bus, registry, namespace=options.namespace, pace=pace, history=history, announce=_announce)
 
 
 async def _until_signalled(adapter: Adapter) -> None:

@@ -21,6 +21,7 @@ from events import messages, subjects
 from events.membership import RegistryError
 
 from .card import describe
+from .checkpoints import RankCheckpoints
 from .engine import Engine, EngineGone, EngineUnreachable
 from .load import LoadError, LoadSubscription, from_loads
 from .readiness import check_serving
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from events.bus import Bus
+    from events.history import History
     from events.membership import Registry, WorkerCard
 
     from .card import Chosen, Description
@@ -89,6 +91,7 @@ class Adapter:
         *,
         namespace: str = "default",
         pace: Pace | None = None,
+        history: History | None = None,
         announce: Callable[[WorkerCard], None] = lambda card: None,
     ) -> None:
         self._chosen = chosen
@@ -96,6 +99,7 @@ class Adapter:
         self._registry = registry
         self._namespace = namespace
         self._pace = pace or Pace()
+        self._history = history
         self._announce = announce
         self._context = zmq.asyncio.Context()
         self._epoch = 0
@@ -175,6 +179,8 @@ class Adapter:
                 for relay, subscription in self._ranks:
                     tasks.create_task(self._relay(relay, subscription))
                     tasks.create_task(self._mark(relay, subscription))
+                    if self._history is not None:
+                        tasks.create_task(RankCheckpoints(relay, self._history).run())
                 for work in self._load_work(engine, description):
                     tasks.create_task(work)
                 try:

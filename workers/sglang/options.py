@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from events import durable
 from events.blocks import DEFAULT_BLOCK_SIZE
 from events.bus.nats import DEFAULT_URL
 from events.command import Parser, natural, positive, seconds, server_url
@@ -106,6 +107,7 @@ def _routing_options(parser: argparse.ArgumentParser) -> None:
         metavar="TOKENS",
         help="routing block, the same for all routers and workers; any page size of the server will do (default: %(default)s)",
     )
+    durable.add_options(parser)
     add("--worker-id", metavar="ID", help="name of the worker (default: host and port of the server)")
     add(
         *("--load-poll-seconds",),

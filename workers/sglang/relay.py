@@ -67,6 +67,7 @@ class RankRelay:
         self._mirror = CacheMirror(card.block_size)
         self._serving: Subscription | None = None
         self._seq = -1
+        self._published_bytes = 0
         self._snapshots = self._resets = self._other_ranks = 0
 
     def __repr__(self) -> str:
@@ -94,8 +95,19 @@ class RankRelay:
     async def relay(self, deliveries: Iterable[Delivery]) -> None:
         """Apply what the engine did, and publish what that changed, in as few messages as hold it."""
         encoded = [messages.encode(message) for message in self._numbered(self._changes(deliveries))]
+        self._published_bytes += sum(map(len, encoded))
         for data in encoded:
             await self._bus.publish(self._subject, data)
+
+    @property
+    def seq(self) -> int:
+        """Last event message; -1 before the first."""
+        return self._seq
+
+    @property
+    def published_bytes(self) -> int:
+        """Size of all event messages so far."""
+        return self._published_bytes
 
     async def mark(self, engine: SubscriptionStatistics) -> None:
         """Say where the events stand, and how the way from the engine was."""
@@ -165,13 +177,14 @@ class RankRelay:
         if (request.worker_id, request.rank) != (self._card.worker_id, self._rank):
             raise ValueError(f"{request} was asked of {self!r}: two worker ids share a subject")
         self._snapshots += 1
+        return [messages.encode(chunk) for chunk in self.snapshot()]
+
+    def snapshot(self, position: int = 0) -> list[SnapshotChunk]:
+        """All that is held now, with the position in a log of events to note in it. O(blocks)."""
         chunks = list(_messages_of(self._mirror.held())) or [[]]
+        card = self._card
         return [
-            messages.encode(
-                SnapshotChunk(
-                    self._card.worker_id, self._rank, self._card.epoch, self._seq, index, len(chunks), list(chunk)
-                )
-            )
+            SnapshotChunk(card.worker_id, self._rank, card.epoch, self._seq, index, len(chunks), list(chunk), position)
             for index, chunk in enumerate(chunks)
         ]
 

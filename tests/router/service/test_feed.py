@@ -13,6 +13,7 @@ import pytest
 from events import messages, subjects
 from events.bus.memory import MemoryBroker, MemoryBus
 from events.messages import BlocksRemoved, BlocksStored, CacheCleared, KvEvents, KvMark, SnapshotChunk, Tier, WorkerLoad
+from events.snapshot import Snapshot, SnapshotError
 from router.core import RoutingRequest, Scheduler, Target
 from router.core.policy import create
 from router.metrics import Metrics
@@ -330,6 +331,51 @@ async def test_a_snapshot_of_a_life_before_the_card_is_refused(eventually) -> No
         await site.adapter.store(2)
         await eventually(site.in_step)
         assert site.believed([2]) == 1
+
+
+class Source:
+    """A source of snapshots that knows what it was told."""
+
+    def __init__(self, name: str, *answers: Snapshot | Exception) -> None:
+        self.name = name
+        self.answers = list(answers)
+        self.asked = 0
+
+    async def fetch(self, target: Target) -> Snapshot:
+        self.asked += 1
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+async def test_a_history_is_enough_and_nobody_is_asked(eventually) -> None:
+    async with opened(follow=False) as site:
+        following = [KvEvents(*TARGET, 1, seq, [BlocksStored(packed([seq]))]) for seq in (5, 6)]
+        snapshot = Snapshot(*TARGET, 1, 4, [BlocksStored(packed([1, 2]))], following)
+        adapter = Source("adapter", SnapshotError("nobody"))
+        site.feed._sources = [Source("history", snapshot), adapter]
+        site.adapter.seq, site.adapter.held = 6, [1, 2, 5, 6]
+        site.feed.follow(TARGET, epoch=1)
+        await eventually(site.in_step)
+        await site.adapter.store(7)
+        await eventually(site.in_step)
+        assert adapter.asked == 0
+        assert site.count("warmpath_resyncs_total", source="history") == 1
+
+
+@pytest.mark.parametrize("behind", [True, False], ids=["behind", "absent"])
+async def test_a_history_that_does_not_suffice_is_followed_by_the_adapter(eventually, behind: bool) -> None:
+    async with opened(follow=False) as site:
+        old = Snapshot(*TARGET, 1, 0, [BlocksStored(packed([99]))]) if behind else SnapshotError("no checkpoint")
+        site.feed._sources.insert(0, Source("history", old))
+        for block in (1, 2, 3):
+            await site.adapter.store(block, lose=True)
+        site.feed.follow(TARGET, epoch=1)
+        await site.adapter.store(4)
+        await eventually(site.in_step)
+        assert (site.believed([1, 2, 3, 4]), site.believed([99])) == (4, 0)
+        assert site.adapter.snapshots == 1
 
 
 async def test_a_snapshot_asked_for_before_the_latest_doubt_is_worth_nothing(eventually) -> None:
