@@ -165,8 +165,8 @@ class PresenceTable:
         return changed
 
     def clear(self, target: int) -> int:
-        """The target holds nothing any more, in any tier; returns how many blocks it held. O(prefixes in the table)."""
-        if target >= self._width:
+        """The target holds nothing any more, in any tier; returns how many blocks it held. O(1) if none, else O(prefixes)."""
+        if target >= self._width or not self._held[:, target].any():
             return 0
         changed: int = kernels.clear(self.state, target)
         while changed < 0:

@@ -22,7 +22,7 @@ class CheckpointPace(NamedTuple):
 
     look_seconds: float = 1.0
     """How often that is asked."""
-    least_bytes: int = 1024 * 1024
+    least_bytes: int = 256 * 1024
     """After so many bytes of events, or as many as the last checkpoint had, whichever is more."""
     changed_seconds: float = 30.0
     """After so long, if anything changed."""
