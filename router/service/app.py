@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import math
@@ -50,6 +51,20 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 READY_POLL_SECONDS = 0.02
+
+
+COLLECTED_AT = (20_000, 20, 50)
+"""Objects made and not freed, and collections of the younger generation, after which Python looks for cycles."""
+
+
+def _spare_the_collector() -> None:
+    """What is there at the start stays, so no look for cycles need go over it; and requests leave few of them.
+
+    With the defaults a fifth of the router's time went to looking.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*COLLECTED_AT)
 
 
 def _tokenizer(config: RouterConfig) -> ModelTokenizer | None:
@@ -107,6 +122,7 @@ class RouterService:
                 StateCollector(self.scheduler, roster, bus, replicas, engine, self.tokenizer)
             )
             parts.callback(asyncio.create_task(roster.run(), name="roster").cancel)
+            _spare_the_collector()
             url = await self._serve(roster, engine, parts)
             await self._say_ready(roster, url, stopping)
             await stopping.wait()
