@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from events.blocks import NO_HASHES, salt_seed, sequence_hashes
 from router.core import RoutingRequest, Target
@@ -37,7 +37,16 @@ MAX_REPLY_BYTES = 1024**3
 USAGE_TAIL_BYTES = 8192
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+class PromptHashes(NamedTuple):
+    """A prompt, as far as its placement depends on it."""
+
+    hashes: NDArray[np.uint64]
+    """Sequence hashes of its full blocks, shape (blocks,)."""
+    tokens: int
+    """Its length."""
+
+
+@dataclass(slots=True, eq=False)
 class TextRequest:
     """A body, and what is known of it."""
 
@@ -48,9 +57,8 @@ class TextRequest:
     body: bytes
     model: str | None = None
     """None: any."""
-    prompt: NDArray[np.uint32] | None = None
-    """Its tokens, to be routed by; None: by load alone."""
-    cache_salt: str | None = None
+    prompt: PromptHashes | None = None
+    """To be routed by; None: by load alone."""
     headers: Mapping[str, str] = field(default_factory=dict)
     """Sent along with it alone."""
     reports_usage: bool = False
@@ -96,7 +104,7 @@ class Relay:
         :raises EngineRefused: an engine finds fault with it.
         :raises EngineError: it failed everywhere it was tried; the last failure.
         """
-        hashes, prompt_tokens = self._prompt(request)
+        hashes, prompt_tokens = request.prompt or (NO_HASHES, max(1, len(request.body) // BYTES_PER_TOKEN))
         excluded: frozenset[Target] = frozenset()
         failures = 0
         last: EngineError | None = None
@@ -120,12 +128,9 @@ class Relay:
             else:
                 return answer
 
-    def _prompt(self, request: TextRequest) -> tuple[NDArray[np.uint64], int]:
-        """Sequence hashes, and the number of tokens, guessed if need be."""
-        if request.prompt is None:
-            return NO_HASHES, max(1, len(request.body) // BYTES_PER_TOKEN)
-        hashes = sequence_hashes(request.prompt, self._block_size, salt_seed(request.cache_salt))
-        return hashes, len(request.prompt)
+    def hashes(self, tokens: NDArray[np.uint32], cache_salt: str | None) -> NDArray[np.uint64]:
+        """Sequence hashes of a prompt's full blocks. O(n)."""
+        return sequence_hashes(tokens, self._block_size, salt_seed(cache_salt))
 
 
 class Answer:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 import numpy as np
 
 from router.core import NoTarget
 from router.dispatch.errors import EngineError
-from router.dispatch.relay import TextRequest
+from router.dispatch.relay import PromptHashes, TextRequest
 from router.frontend import http as web
 from router.frontend.errors import ApiError, from_dispatch, internal, invalid
+from router.frontend.known_prompts import KnownPrompts
 from router.frontend.middleware import REQUEST_ID_HEADER
 from router.frontend.replies import error_event
 from router.frontend.requests import plain_messages, plain_prompt
@@ -37,8 +39,7 @@ FORWARDED = ("Authorization", "traceparent", "tracestate")
 """Headers of the client's that the engine gets, beside the body's own and the request's id."""
 
 
-class _StreamOptions(msgspec.Struct):
-    include_usage: Any = None
+ABSENT = msgspec.Raw(b"null")
 
 
 class _UnreadBody(msgspec.Struct):
@@ -49,13 +50,23 @@ class _UnreadBody(msgspec.Struct):
 
 
 class _Body(_UnreadBody):
-    """The same, where it tokenizes too."""
+    """The same, where it tokenizes too: not decoded as long as the prompt is a known one."""
 
-    messages: Any = None
-    prompt: Any = None
-    tools: Any = None
-    chat_template_kwargs: Any = None
-    cache_salt: Any = None
+    messages: msgspec.Raw = ABSENT
+    prompt: msgspec.Raw = ABSENT
+    tools: msgspec.Raw = ABSENT
+    chat_template_kwargs: msgspec.Raw = ABSENT
+    cache_salt: msgspec.Raw = ABSENT
+
+
+class _Prompt(NamedTuple):
+    """A body's fields that its prompt depends on, decoded."""
+
+    messages: Any
+    prompt: Any
+    tools: Any
+    chat_template_kwargs: Any
+    cache_salt: Any
 
 
 class TextMode:
@@ -76,6 +87,7 @@ class TextMode:
         self._reader: msgspec.json.Decoder[_UnreadBody] = msgspec.json.Decoder(
             _Body if tokenizer_of is not None else _UnreadBody
         )
+        self._known = KnownPrompts()
         self._unrouted = False
         self._numbers = count()
         if tokenizer_of is None:
@@ -146,26 +158,41 @@ class TextMode:
         try:
             fields = self._reader.decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise invalid(f"the body is not a JSON object: {error}") from error
+            raise _no_json(error) from error
         model = fields.model if isinstance(fields.model, str) else None
         if model is not None:
             self._served(model)
-        salt = getattr(fields, "cache_salt", None)
         return TextRequest(
             request_id=f"text-{next(self._numbers)}",
             path=http.path,
             body=body,
             model=model,
-            prompt=await self._tokens(fields) if isinstance(fields, _Body) else None,
-            cache_salt=salt if isinstance(salt, str) else None,
+            prompt=await self._prompt(fields, model or "") if isinstance(fields, _Body) else None,
             headers=_forwarded(http),
             reports_usage=_reports_usage(fields.stream_options),
         )
 
-    async def _tokens(self, fields: _Body) -> NDArray[np.uint32] | None:
-        """The prompt's tokens; None where they cannot be told here: the engine may still know how."""
+    async def _prompt(self, fields: _Body, model: str) -> PromptHashes | None:
+        """The prompt's hashes; None where they cannot be told here: the engine may still know how."""
+        raw = (fields.messages, fields.prompt, fields.tools, fields.chat_template_kwargs, fields.cache_salt)
+        key, now = self._known.key((model.encode(), *raw)), time.monotonic()
+        prompt = self._known.get(key, now)
+        if prompt is None:
+            try:
+                read = [msgspec.json.decode(field) for field in raw]
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                raise _no_json(error) from error
+            tokens = await self._tokens(_Prompt(*read), model)
+            if tokens is not None:
+                salt = read[-1] if isinstance(read[-1], str) else None
+                prompt = PromptHashes(self._relay.hashes(tokens, salt), len(tokens))
+                self._known.put(key, prompt, now)
+        return prompt
+
+    async def _tokens(self, fields: _Prompt, model: str) -> NDArray[np.uint32] | None:
+        """The prompt's tokens, at least one."""
         assert self._tokenizer_of is not None
-        tokenizer = self._tokenizer_of(fields.model if isinstance(fields.model, str) else "")
+        tokenizer = self._tokenizer_of(model)
         try:
             if fields.messages is not None:
                 tokens = await tokenizer.chat(plain_messages(fields.messages), _template_arguments(fields))
@@ -181,12 +208,16 @@ class TextMode:
         return tokens if len(tokens) else None
 
 
+def _no_json(error: Exception) -> ApiError:
+    return invalid(f"the body is not a JSON object: {error}")
+
+
 def _whole(answer: Answer) -> web.Response:
     headers = {"Content-Type": answer.content_type, WORKER_HEADER: str(answer.target)}
     return web.Response(body=answer.body, headers=headers)
 
 
-def _template_arguments(fields: _Body) -> Mapping[str, Any]:
+def _template_arguments(fields: _Prompt) -> Mapping[str, Any]:
     arguments = fields.chat_template_kwargs if isinstance(fields.chat_template_kwargs, dict) else {}
     return {**arguments, "tools": fields.tools} if fields.tools else arguments
 

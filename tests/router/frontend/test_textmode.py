@@ -277,6 +277,24 @@ async def test_it_is_placed_by_its_tokens() -> None:
     assert (given.prompt_tokens, len(given.hashes)) == (40, 2)
 
 
+async def test_a_known_prompt_is_placed_as_it_was_without_being_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving("plain") as asked:
+        await asked.post(chat())
+        await asked.post(chat(cache_salt="other"))
+
+        async def unread(*arguments: Any) -> None:
+            raise AssertionError("it was tokenized again")
+
+        monkeypatch.setattr(TOKENIZER, "chat", unread)
+        await asked.post(chat(temperature=0.5))
+        await asked.post(chat(cache_salt="other", stream=True))
+    first, salted, again, salted_again = asked.server.placed
+    assert first.prompt_tokens == again.prompt_tokens
+    np.testing.assert_array_equal(first.hashes, again.hashes)
+    np.testing.assert_array_equal(salted.hashes, salted_again.hashes)
+    assert not np.intersect1d(first.hashes, salted.hashes).size
+
+
 async def test_what_cannot_be_tokenized_here_is_placed_by_load(caplog: pytest.LogCaptureFixture) -> None:
     picture = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:"}}]}]
     async with serving("plain") as asked:
