@@ -6,11 +6,12 @@ import random
 from collections import OrderedDict
 from typing import TYPE_CHECKING, NamedTuple
 
-import msgspec
 import xxhash
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    import msgspec
 
     from router.dispatch.relay import PromptHashes
 
