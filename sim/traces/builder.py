@@ -14,7 +14,7 @@ from sim.traces.session_kernels import fill_times
 from sim.traces.trace import ALONE, Trace, offsets, slices
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Sequence
+    from collections.abc import Collection, Hashable, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -23,10 +23,13 @@ log = logging.getLogger(__name__)
 
 
 class Builder:
-    """Takes the rows of a file piece by piece, in the file's order; `build` links sessions and sorts by arrival."""
+    """Takes the rows of a file piece by piece, in the file's order; `build` sorts them by arrival.
 
-    def __init__(self, path: Path, block_tokens: int) -> None:
-        self.path, self.block_tokens = path, block_tokens
+    What had to be guessed is counted, and said in the log once.
+    """
+
+    def __init__(self, path: Path, block_tokens: int, *, header_lines: int = 0) -> None:
+        self.path, self.block_tokens, self.header_lines = path, block_tokens, header_lines
         self._seconds: list[NDArray[np.float64]] = []
         self._input: list[NDArray[np.int64]] = []
         self._output: list[NDArray[np.int64]] = []
@@ -36,6 +39,7 @@ class Builder:
         self._previous: list[NDArray[np.int64]] = []
         self._latest: dict[Hashable, int] = {}
         self._rows = 0
+        self._unknown, self._several = 0, 0
 
     def __len__(self) -> int:
         return self._rows
@@ -50,10 +54,13 @@ class Builder:
         output_tokens: Sequence[int],
         ids: Sequence[Sequence[int]],
         *,
-        sessions: Sequence[Hashable | None],
+        keys: Sequence[Hashable | None],
+        after: Sequence[Collection[Hashable]],
         delay_seconds: Sequence[float],
     ) -> None:
-        """Add rows. NaN is an arrival or a delay that the file does not tell; a session of None is none.
+        """Add rows. An arrival or a delay of NaN is one that the file does not tell.
+
+        A row follows the latest earlier row that has one of the keys in its `after`.
 
         :raises TraceError: an id is no unsigned 64-bit number.
         """
@@ -68,7 +75,7 @@ class Builder:
         self._input.append(np.array(input_tokens, np.int64))
         self._output.append(np.array(output_tokens, np.int64))
         self._delay.append(np.array(delay_seconds, np.float64))
-        self._previous.append(self._link(sessions))
+        self._previous.append(self._link(keys, after))
         self._rows += len(counts)
 
     def build(self) -> Trace:
@@ -83,14 +90,16 @@ class Builder:
         self._fill_times(previous, seconds, delay)
         input_tokens, output_tokens = np.concatenate(self._input), self._at_least_one(np.concatenate(self._output))
         self._refuse(input_tokens < 1, "input tokens", "must be at least 1")
-        self._refuse(~(delay >= 0) | np.isinf(delay), "delay", "must be at least 0 and finite")
+        self._refuse(~np.isfinite(seconds), "timestamp", "must be finite")
+        self._refuse(~((delay >= 0) & np.isfinite(delay)), "delay", "must be at least 0 and finite")
+        self._say_guesses()
         counts = np.concatenate(self._counts)
         order = np.argsort(seconds, kind="stable")
         place = np.empty(self._rows + 1, np.int64)
         place[order], place[ALONE] = np.arange(self._rows), ALONE
         return Trace(
             name=self.path.stem,
-            arrival_seconds=seconds[order] - seconds[order[0]],
+            arrival_seconds=np.round(seconds[order] - seconds[order[0]], 9),
             input_tokens=input_tokens[order],
             output_tokens=output_tokens[order],
             block_tokens=self.block_tokens,
@@ -100,26 +109,30 @@ class Builder:
             delay_seconds=delay[order],
         )
 
-    def _link(self, sessions: Sequence[Hashable | None]) -> NDArray[np.int64]:
-        """Each row's predecessor: the row before it of the same session."""
-        previous = np.full(len(sessions), ALONE)
-        for row, session in enumerate(sessions):
-            if session is not None:
-                previous[row] = self._latest.get(session, ALONE)
-                self._latest[session] = self._rows + row
+    def line(self, row: int) -> int:
+        """The file's line that a row came from."""
+        return line_of(self.path, row + self.header_lines)
+
+    def _link(self, keys: Sequence[Hashable | None], after: Sequence[Collection[Hashable]]) -> NDArray[np.int64]:
+        """Each row's predecessor, or `ALONE`."""
+        previous = np.full(len(keys), ALONE)
+        for row, (key, wanted) in enumerate(zip(keys, after, strict=True)):
+            if wanted:
+                previous[row] = max(self._latest.get(one, ALONE) for one in wanted)
+                self._unknown += bool(previous[row] == ALONE and key not in wanted)
+                self._several += len(wanted) > 1
+            if key is not None:
+                self._latest[key] = self._rows + row
         return previous
 
     def _fill_times(
         self, previous: NDArray[np.int64], seconds: NDArray[np.float64], delay: NDArray[np.float64]
     ) -> None:
         row = fill_times(previous, seconds, delay)
-        if row < 0:
-            return
-        if previous[row] == ALONE:
-            raise TraceError(
-                "is missing, and there is no earlier turn", path=self.path, line=self._line(row), field="timestamp"
-            )
-        raise TraceError("is before the turn before it", path=self.path, line=self._line(row), field="timestamp")
+        if row >= 0:
+            alone = previous[row] == ALONE
+            reason = "is missing, and there is no earlier turn" if alone else "is before the turn before it"
+            raise TraceError(reason, path=self.path, line=self.line(row), field="timestamp")
 
     def _at_least_one(self, output_tokens: NDArray[np.int64]) -> NDArray[np.int64]:
         """Every request brings a token here: the prefill's."""
@@ -128,9 +141,13 @@ class Builder:
             log.warning("%s: %d requests without output tokens are taken to have one", self.path, empty)
         return np.maximum(output_tokens, 1)
 
+    def _say_guesses(self) -> None:
+        if self._unknown:
+            log.warning("%s: %d requests follow one that is not there; sent at their time", self.path, self._unknown)
+        if self._several:
+            log.warning("%s: %d requests wait for several; they follow the latest of them", self.path, self._several)
+
     def _refuse(self, wrong: NDArray[np.bool_], field: str, reason: str, *, first_row: int = 0) -> None:
         if wrong.any():
-            raise TraceError(reason, path=self.path, line=self._line(first_row + int(np.argmax(wrong))), field=field)
-
-    def _line(self, row: int) -> int:
-        return line_of(self.path, row)
+            line = self.line(first_row + int(np.argmax(wrong)))
+            raise TraceError(reason, path=self.path, line=line, field=field)

@@ -18,8 +18,15 @@ class TraceError(UsageError):
     """
 
     def __init__(
-        self, reason: str, *, path: Path | str | None = None, line: int | None = None, field: str | None = None
+        self,
+        reason: str,
+        *,
+        path: Path | str | None = None,
+        line: int | None = None,
+        row: int | None = None,
+        field: str | None = None,
     ) -> None:
-        self.reason, self.path, self.line, self.field = reason, path, line, field
-        place = ", ".join(part for part in (str(path) if path else "", f"line {line}" if line else "") if part)
-        super().__init__(": ".join(part for part in (place, field, reason) if part))
+        self.reason, self.path, self.line, self.row, self.field = reason, path, line, row, field
+        numbers = (("line", line), ("request", row))
+        place = [str(path)] * bool(path) + [f"{what} {number}" for what, number in numbers if number is not None]
+        super().__init__(": ".join(part for part in (", ".join(place), field, reason) if part))

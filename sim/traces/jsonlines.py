@@ -17,7 +17,7 @@ PIECE_BYTES = 8 << 20
 Row = TypeVar("Row", bound=msgspec.Struct)
 
 
-def read(path: Path, row: type[Row]) -> Iterator[tuple[int, list[Row]]]:
+def read(path: Path, row: type[Row], *, skip_lines: int = 0) -> Iterator[tuple[int, list[Row]]]:
     """A file's lines in pieces of some megabytes: the number of the piece's first line, from 1, and its rows.
 
     Blank lines are skipped. O(bytes of the file), O(bytes of a piece) in memory.
@@ -26,8 +26,10 @@ def read(path: Path, row: type[Row]) -> Iterator[tuple[int, list[Row]]]:
     :raises OSError: the file cannot be read.
     """
     decoder = msgspec.json.Decoder(row)
-    first_line = 1
+    first_line = 1 + skip_lines
     with path.open("rb") as file:
+        for _ in range(skip_lines):
+            file.readline()
         while piece := file.read(PIECE_BYTES):
             piece += file.readline()
             try:

@@ -123,6 +123,10 @@ class Trace:
         """
         return replace(self, **columns)
 
+    def without_sessions(self) -> Trace:
+        """The same requests, all sent at their time."""
+        return self.with_columns(previous=np.full(len(self), ALONE), delay_seconds=np.zeros(len(self)))
+
     def take(self, rows: NDArray[np.int64]) -> Trace:
         """These requests alone, in the order of the given ascending rows.
 
@@ -155,9 +159,9 @@ class Trace:
         ):
             raise TraceError("must go from 0 to the number of blocks, in one step per request", field="first_block")
         arrival = self.arrival_seconds
-        self._refuse("first_block", np.diff(self.first_block) < 0, "goes down")
+        self._refuse("first_block", np.diff(self.first_block) < 0, "the next request's is before it")
         self._refuse("arrival_seconds", ~np.isfinite(arrival) | (arrival < 0), "must be at least 0 and finite")
-        self._refuse("arrival_seconds", np.diff(arrival, prepend=0.0) < 0, "is before the request above it")
+        self._refuse("arrival_seconds", np.diff(arrival, prepend=0.0) < 0, "the request before it comes later")
         self._refuse("input_tokens", self.input_tokens < 1, "must be at least 1")
         self._refuse("output_tokens", self.output_tokens < 1, "must be at least 1")
         late = (self.previous < ALONE) | (self.previous >= np.arange(rows))
@@ -168,8 +172,7 @@ class Trace:
     def _refuse(self, column: str, wrong: NDArray[np.bool_], reason: str) -> None:
         if wrong.any():
             row = int(np.argmax(wrong))
-            value = getattr(self, column)[row]
-            raise TraceError(f"of request {row} is {value}: {reason}", path=self.name, field=column)
+            raise TraceError(f"is {getattr(self, column)[row]}: {reason}", path=self.name, row=row, field=column)
 
 
 def offsets(counts: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -38,19 +38,22 @@ def test_columns_have_their_types() -> None:
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"arrival_seconds": [0.0, 2.0, 1.0]}, "arrival_seconds: of request 2 is 1.0: is before the request above it"),
+        (
+            {"arrival_seconds": [0.0, 2.0, 1.0]},
+            "small, request 2: arrival_seconds: is 1.0: the request before it comes later",
+        ),
         (
             {"arrival_seconds": [0.0, 1.0, np.nan]},
-            "arrival_seconds: of request 2 is nan: must be at least 0 and finite",
+            "request 2: arrival_seconds: is nan: must be at least 0 and finite",
         ),
-        ({"input_tokens": [1, 0, 1]}, "input_tokens: of request 1 is 0: must be at least 1"),
-        ({"output_tokens": [1, 1, -1]}, "output_tokens: of request 2 is -1"),
+        ({"input_tokens": [1, 0, 1]}, "request 1: input_tokens: is 0: must be at least 1"),
+        ({"output_tokens": [1, 1, -1]}, "request 2: output_tokens: is -1"),
         ({"output_tokens": [1, 1]}, r"output_tokens: has the shape \(2,\), not \(3,\)"),
         ({"block_tokens": 0}, "block_tokens: must be at least 1, not 0"),
         ({"first_block": [0, 2, 2, 4]}, "first_block: must go from 0 to the number of blocks"),
-        ({"first_block": [0, 3, 2, 5]}, "first_block: of request 1"),
-        ({"previous": [ALONE, 1, 0]}, "previous: of request 1 is 1: must be an earlier request, or -1"),
-        ({"delay_seconds": [0.0, 0.0, -1.0]}, "delay_seconds: of request 2"),
+        ({"first_block": [0, 3, 2, 5]}, "request 1: first_block: is 3"),
+        ({"previous": [ALONE, 1, 0]}, "request 1: previous: is 1: must be an earlier request, or -1"),
+        ({"delay_seconds": [0.0, 0.0, -1.0]}, "request 2: delay_seconds"),
     ],
 )
 def test_a_wrong_column_is_named(columns: dict[str, Any], message: str) -> None:
