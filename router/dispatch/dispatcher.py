@@ -107,8 +107,10 @@ class Dispatcher:
     def _failed(self, journey: Journey, target: Target, error: EngineError) -> None:
         """Note a failure; raise it again unless the request may go on elsewhere."""
         journey.fail(error, self._placements.failed(target, error))
-        begun = bool(journey.generated)
-        if journey.failures > self._migration_limit or (begun and not journey.request.resumable):
+        begun, limit = bool(journey.generated), journey.request.migration_limit
+        if limit is None:
+            limit = self._migration_limit
+        if journey.failures > limit or (begun and not journey.request.resumable):
             raise error
 
     def _abandon(self, url: str, rid: str, reason: str) -> None:

@@ -27,6 +27,8 @@ class TokenRequest:
     """SGLang's `sampling_params`, but for `max_new_tokens`."""
     cache_salt: str | None = None
     extra_key: str | None = None
+    migration_limit: int | None = None
+    """How often it may go on elsewhere; None: as the dispatcher has it."""
     resumable: bool = True
     """False: an output begun cannot be continued elsewhere (a grammar would start afresh)."""
 

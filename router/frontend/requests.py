@@ -147,8 +147,8 @@ def parse_chat(body: bytes) -> GenerationRequest:
 
     :raises ApiError: it is no such request, or asks for what is not supported; the field is named.
     """
-    fields = _object(body)
-    chat = _convert(fields, _ChatBody)
+    fields = json_object(body)
+    chat = convert(fields, _ChatBody)
     for name in ("tools", "functions"):
         if getattr(chat, name):
             raise unsupported(name, "this router does not parse tool calls yet")
@@ -171,8 +171,8 @@ def parse_completion(body: bytes) -> GenerationRequest:
 
     :raises ApiError: it is no such request, or asks for what is not supported; the field is named.
     """
-    fields = _object(body)
-    completion = _convert(fields, _CompletionBody)
+    fields = json_object(body)
+    completion = convert(fields, _CompletionBody)
     if completion.logprobs is not None:
         raise unsupported("logprobs", "the router streams tokens, not probabilities")
     if completion.echo:
@@ -188,6 +188,22 @@ def parse_completion(body: bytes) -> GenerationRequest:
         max_tokens=completion.max_tokens or COMPLETIONS_MAX_TOKENS,
         template_arguments={},
     )
+
+
+class _Asked(msgspec.Struct):
+    model: Any = None
+
+
+_ASKED = msgspec.json.Decoder(_Asked)
+
+
+def asked_model(body: bytes) -> str:
+    """The model that a body names; empty where it names none. Nothing else is looked at. O(size)."""
+    try:
+        model = _ASKED.decode(body).model
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return ""
+    return model if isinstance(model, str) else ""
 
 
 class ExplainRequest(NamedTuple):
@@ -211,9 +227,9 @@ def parse_explain(body: bytes) -> ExplainRequest:
 
     :raises ApiError: it is none of them; the field is named.
     """
-    fields = _object(body)
+    fields = json_object(body)
     if "input_ids" in fields:
-        tokens = _convert(fields, _TokensBody)
+        tokens = convert(fields, _TokensBody)
         return ExplainRequest(tokens.model, as_tokens(tokens.input_ids), {}, tokens.cache_salt or None)
     request = parse_chat(body) if "messages" in fields else parse_completion(body)
     return ExplainRequest(request.model, request.prompt, request.template_arguments, request.cache_salt)
@@ -239,7 +255,11 @@ def plain_prompt(prompt: object) -> str | NDArray[np.uint32]:
     return _prompt(prompt)
 
 
-def _object(body: bytes) -> dict[str, Any]:
+def json_object(body: bytes) -> dict[str, Any]:
+    """The fields of a body. O(size).
+
+    :raises ApiError: it is no JSON object.
+    """
     try:
         fields = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -249,7 +269,11 @@ def _object(body: bytes) -> dict[str, Any]:
     return fields
 
 
-def _convert(fields: dict[str, Any], type_: type[Struct]) -> Struct:
+def convert(fields: dict[str, Any], type_: type[Struct]) -> Struct:
+    """Fields as a struct, each checked; those that it does not have are left out. O(size).
+
+    :raises ApiError: one is wrong or missing; it is named.
+    """
     try:
         return msgspec.convert(fields, type_)
     except msgspec.ValidationError as error:

@@ -17,18 +17,18 @@ from router.dispatch.errors import EngineError
 from router.dispatch.request import TokenRequest
 from router.frontend import http as web
 from router.frontend.completion import Completion
+from router.frontend.embeddings import Embeddings
 from router.frontend.errors import (
     context_length_exceeded,
     from_dispatch,
     internal,
     invalid,
-    model_not_found,
-    no_worker,
     unsupported,
 )
 from router.frontend.middleware import REQUEST_ID_HEADER, Outermost
+from router.frontend.models import Models, ModelsOfFleet
 from router.frontend.replies import ChatReplies, CompletionReplies, error_event
-from router.frontend.requests import parse_chat, parse_completion, parse_explain
+from router.frontend.requests import asked_model, parse_chat, parse_completion, parse_explain
 from router.frontend.stops import StopStrings
 from router.frontend.template import TemplateRefused
 from router.frontend.textmode import TextMode
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from router.dispatch.relay import Relay
     from router.dispatch.request import Output
     from router.frontend.errors import ApiError
+    from router.frontend.models import Asked
     from router.frontend.replies import Replies
     from router.frontend.requests import GenerationRequest, Prompt
     from router.frontend.tokenizer import ModelTokenizer
@@ -60,23 +61,18 @@ STREAM_HEADERS = {
 }
 
 
-class Fleet(Protocol):
+class Fleet(ModelsOfFleet, Protocol):
     """The workers, as far as clients see them."""
-
-    def models(self) -> list[str]:
-        """Names that clients can ask for."""
 
     def workers(self) -> list[dict[str, Any]]:
         """What is known of each worker, fit for JSON; one that gets no requests at all says why under `refused`."""
-
-    def context_tokens(self, model: str) -> int | None:
-        """Longest prompt that some worker of a model takes; None: no worker serves it."""
 
 
 class Frontend:
     """The handlers, and what they work with.
 
-    `tokenizer_of` gives a model's tokenizer. With a `relay`, generations are answered in text mode, and it may be None.
+    `tokenizer_of` gives a model's tokenizer. In text mode it may be None, and all generations pass through the `relay`; else those
+    do of models that need it. Without a relay none do, and there are no embeddings.
     """
 
     def __init__(
@@ -86,16 +82,21 @@ class Frontend:
         tokenizer_of: Callable[[str], ModelTokenizer] | None,
         metrics: Metrics,
         relay: Relay | None = None,
+        *,
+        text_mode: bool = True,
     ) -> None:
         self._fleet = fleet
         self._dispatcher = dispatcher
         self._tokenizer_of = tokenizer_of
         self._metrics = metrics
         self._started_at = int(time.time())
-        self._text = TextMode(relay, tokenizer_of, metrics, self._context_tokens) if relay is not None else None
+        self._models = models = Models(fleet)
+        self._text_mode = text_mode
+        self._text = TextMode(relay, tokenizer_of, metrics, models.generating) if relay is not None else None
+        self._embeddings = Embeddings(relay, metrics, models) if relay is not None else None
 
     def __repr__(self) -> str:
-        return f"Frontend({self._fleet.models()})"
+        return f"Frontend({self._models!r})"
 
     def application(self, max_body_bytes: int = MAX_BODY_BYTES) -> Outermost:
         """All routes; serve them with `server.listen`."""
@@ -110,6 +111,7 @@ class Frontend:
                 web.get("/metrics", self.metrics),
                 web.get("/workers", self.workers),
                 web.post("/explain", self.explain),
+                *(self._embeddings.routes() if self._embeddings is not None else ()),
             ]
         )
         return Outermost(routes, self._metrics, web.Limits(body_bytes=max_body_bytes))
@@ -118,19 +120,27 @@ class Frontend:
 
     async def chat_completions(self, http: web.Request) -> web.Response | web.StreamResponse:
         """`POST /v1/chat/completions`."""
-        if self._text is not None:
+        body = await http.read()
+        if self._text is not None and self._passes(body, chat=True):
             return await self._text.answer(http)
-        return await self._generate(http, parse_chat(await http.read()), ChatReplies)
+        return await self._generate(http, parse_chat(body), ChatReplies)
 
     async def completions(self, http: web.Request) -> web.Response | web.StreamResponse:
         """`POST /v1/completions`."""
-        if self._text is not None:
+        body = await http.read()
+        if self._text is not None and self._passes(body, chat=False):
             return await self._text.answer(http)
-        return await self._generate(http, parse_completion(await http.read()), CompletionReplies)
+        return await self._generate(http, parse_completion(body), CompletionReplies)
+
+    def _passes(self, body: bytes, *, chat: bool) -> bool:
+        """Whether a body goes to an engine as it is."""
+        if self._text_mode:
+            return True
+        return self._models.some_pass() and self._models.passes(asked_model(body), chat=chat)
 
     async def models(self, http: web.Request) -> web.Response:
         """`GET /v1/models`."""
-        return _json({"object": "list", "data": [self._model(name) for name in self._fleet.models()]})
+        return _json({"object": "list", "data": [self._model(name) for name in self._models.names()]})
 
     async def model(self, http: web.Request) -> web.Response:
         """`GET /v1/models/{model}`."""
@@ -174,11 +184,12 @@ class Frontend:
         """Check → tokenize → dispatch → reply."""
         timer = RequestTimer(self._metrics)
         self._report(request.ignored)
-        context_tokens = self._context_tokens(request.model)
+        asked = self._models.generating(request.model)
+        context_tokens = asked.context_tokens
         prompt = await self._tokens(request.model, request.prompt, request.template_arguments)
         if len(prompt) > context_tokens:
             raise context_length_exceeded(len(prompt), context_tokens, _field(request.prompt))
-        carried = _carried(request, prompt, context_tokens)
+        carried = _carried(request, prompt, asked)
         replies = kind(carried.request_id, request.model, include_usage=request.include_usage)
         detokenizer = self._tokenizer(request.model).detokenizer()
         completion = Completion(detokenizer, StopStrings(request.stops), len(prompt))
@@ -252,19 +263,6 @@ class Frontend:
             if self._metrics.ignored_field(name):
                 logger.warning("request field %.64r is unknown here, and ignored from now on without a word", name)
 
-    def _context_tokens(self, model: str) -> int:
-        """Longest prompt for a model that is served.
-
-        :raises ApiError: it is not.
-        """
-        models = self._fleet.models()
-        if not models:
-            raise no_worker("no worker")
-        context_tokens = self._fleet.context_tokens(model) if model in models else None
-        if context_tokens is None:
-            raise model_not_found(model, models)
-        return context_tokens
-
     async def _tokens(self, model: str, prompt: Prompt, template_arguments: Mapping[str, Any]) -> NDArray[np.uint32]:
         """The prompt in tokens, at least one.
 
@@ -304,7 +302,7 @@ class Frontend:
 
         :raises ApiError: it is not served.
         """
-        length = self._context_tokens(name)
+        length = self._models.find(name).context_tokens
         return {
             "id": name,
             "object": "model",
@@ -332,15 +330,16 @@ async def _pieces(
             return
 
 
-def _carried(request: GenerationRequest, prompt: NDArray[np.uint32], context_tokens: int) -> TokenRequest:
+def _carried(request: GenerationRequest, prompt: NDArray[np.uint32], asked: Asked) -> TokenRequest:
     return TokenRequest(
         request_id=uuid.uuid4().hex,  # not the client's: theirs need not be unique
         model=request.model,
         prompt=prompt,
-        max_new_tokens=request.max_tokens or max(1, context_tokens - len(prompt)),
+        max_new_tokens=request.max_tokens or max(1, asked.context_tokens - len(prompt)),
         sampling=request.sampling,
         cache_salt=request.cache_salt,
         extra_key=request.extra_key,
+        migration_limit=asked.model.migration_limit,
         resumable=not request.constrained,
     )
 

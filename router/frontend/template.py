@@ -62,6 +62,19 @@ class ChatTemplate:
             raise TemplateRefused(str(error)) from error
 
 
+def template_fault(source: str) -> str:
+    """What is wrong with a template, and in which line; empty: nothing.
+
+    >>> template_fault("{% for %}")
+    "line 1: Expected an expression, got 'end of statement block'"
+    """
+    try:
+        ChatTemplate(source, {})
+    except jinja2.TemplateSyntaxError as error:
+        return f"line {error.lineno}: {error.message}"
+    return ""
+
+
 class _Generation(Extension):
     """`{% generation %}…{% endgeneration %}`: what training counts as the assistant's; here simply its body."""
 

@@ -168,7 +168,7 @@ class TextMode:
             body=body,
             model=model,
             prompt=await self._prompt(fields, model or "") if isinstance(fields, _Body) else None,
-            headers=_forwarded(http),
+            headers=forwarded_headers(http),
             reports_usage=_reports_usage(fields.stream_options),
         )
 
@@ -226,7 +226,8 @@ def _reports_usage(options: object) -> bool:
     return isinstance(options, dict) and bool(options.get("include_usage"))
 
 
-def _forwarded(http: web.Request) -> dict[str, str]:
+def forwarded_headers(http: web.Request) -> dict[str, str]:
+    """The client's headers that an engine gets, and the request's id."""
     headers = {name: value for name in FORWARDED if (value := http.headers.get(name)) is not None}
     headers[REQUEST_ID_HEADER] = http.id
     return headers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,7 @@ from router.frontend.template import ChatTemplate, TemplateRefused
 from router.frontend.token_bytes import TokenBytes, decodes_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -59,7 +60,8 @@ class ModelTokenizer:
         config = _text_config(_json(path / "config.json"))
         settings = _json(path / "tokenizer_config.json")
         self._tokenizer = _tokenizer(path / "tokenizer.json")
-        self._template = _template(path, settings)
+        self._special_tokens = _special_tokens(settings)
+        self._template = _template(path, settings, self._special_tokens)
         self.eos_token_ids = _eos_token_ids(_json(path / "generation_config.json"), config)
         self.context_tokens = next((config[key] for key in CONTEXT_KEYS if isinstance(config.get(key), int)), None)
         """Longest sequence by the model's own configuration; None: it does not say."""
@@ -98,6 +100,15 @@ class ModelTokenizer:
             return self._encode_chat(messages, arguments)
         return await self._in_thread(self._encode_chat, messages, arguments)
 
+    def with_template(self, source: str) -> ModelTokenizer:
+        """The same tokenizer, threads and cache, with another chat template.
+
+        :raises jinja2.TemplateSyntaxError: `source` is no template.
+        """
+        other = copy.copy(self)
+        other._template = ChatTemplate(source, self._special_tokens)  # noqa: SLF001  it is one of us
+        return other
+
     def detokenizer(self) -> Detokenizer:
         """For one answer: special tokens are not shown."""
         if self._token_bytes is not None:
@@ -131,6 +142,30 @@ class ModelTokenizer:
         return self._framing.around(self._encoder.encode(text))
 
 
+class Tokenizers:
+    """One folder's tokenizer for all models, with the chat template that a model's workers were started with.
+
+    `template_of` gives its source; None: the folder's own.
+    """
+
+    def __init__(self, tokenizer: ModelTokenizer, template_of: Callable[[str], str | None]) -> None:
+        self._tokenizer = tokenizer
+        self._template_of = template_of
+        self._others: dict[str, ModelTokenizer] = {}  # by template, of which a fleet has few
+
+    def __repr__(self) -> str:
+        return f"Tokenizers({self._tokenizer!r}, {len(self._others)} other templates)"
+
+    def of(self, model: str) -> ModelTokenizer:
+        """A model's. O(1)."""
+        source = self._template_of(model)
+        if source is None:
+            return self._tokenizer
+        if source not in self._others:
+            self._others[source] = self._tokenizer.with_template(source)
+        return self._others[source]
+
+
 def _content_characters(message: Mapping[str, Any]) -> int:
     """Of a message that is a role and a text; any other counts as long."""
     content = message.get("content")
@@ -148,14 +183,14 @@ def _tokenizer(path: Path) -> tokenizers.Tokenizer:
     return tokenizer
 
 
-def _template(path: Path, settings: dict[str, Any]) -> ChatTemplate | None:
+def _template(path: Path, settings: dict[str, Any], special_tokens: dict[str, str]) -> ChatTemplate | None:
     """From `chat_template.jinja`, else from `tokenizer_config.json`."""
     file = path / "chat_template.jinja"
     source = _readable(file) if file.exists() else _chosen(settings.get("chat_template"))
     if source is None:
         return None
     try:
-        return ChatTemplate(source, _special_tokens(settings))
+        return ChatTemplate(source, special_tokens)
     except jinja2.TemplateSyntaxError as error:
         where = file if file.exists() else path / "tokenizer_config.json"
         raise ModelDirError(f"{where}: chat template, line {error.lineno}: {error.message}") from error

@@ -31,7 +31,7 @@ from router.dispatch.engine import EngineClient, EngineTimeouts
 from router.dispatch.relay import Relay
 from router.frontend.routes import Frontend
 from router.frontend.server import listen
-from router.frontend.tokenizer import ModelDirError, ModelTokenizer
+from router.frontend.tokenizer import ModelDirError, ModelTokenizer, Tokenizers
 from router.metrics import Metrics
 from router.service.collector import StateCollector
 from router.service.event_collector import EventCollector
@@ -246,10 +246,10 @@ class RouterService:
         }
         dispatcher = Dispatcher(self.scheduler, engine, roster, self.metrics, **carried)
         parts.push_async_callback(dispatcher.close)
-        relay = Relay(self.scheduler, engine, roster, self.metrics, **carried) if self.config.text_mode else None
+        relay = Relay(self.scheduler, engine, roster, self.metrics, **carried)
         tokenizer = self.tokenizer
-        tokenizer_of = (lambda model: tokenizer) if tokenizer is not None else None
-        return Frontend(roster, dispatcher, tokenizer_of, self.metrics, relay)
+        tokenizer_of = Tokenizers(tokenizer, roster.chat_template).of if tokenizer is not None else None
+        return Frontend(roster, dispatcher, tokenizer_of, self.metrics, relay, text_mode=self.config.text_mode)
 
     async def _say_ready(self, roster: Roster, url: str, stopping: asyncio.Event) -> None:
         """Once `--min-workers` are in step, so that what waits for the line finds a router that knows its fleet."""

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from events.membership import Joined, Left, RegistryError, Role
 from router.core import Target
 from router.dispatch.errors import EngineAborted, EngineBusy, EngineUnreachable
+from router.frontend.template import template_fault
+from router.service.served import say_differences, served_models
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from router.core.load import Reported
     from router.core.scheduler import TargetState
     from router.dispatch.errors import EngineError
+    from router.frontend.models import ServedModel
     from router.service.feed import EventFeed
 
 logger = logging.getLogger(__name__)
@@ -73,6 +76,7 @@ class Roster:
         self._block_size = block_size
         self._cards: dict[str, WorkerCard] = {}
         self._refused: dict[str, str] = {}
+        self._served: dict[str, ServedModel] = {}
 
     async def run(self) -> None:
         """Follow all registries until cancelled; one that cannot be read is tried again, and the others go on."""
@@ -96,6 +100,8 @@ class Roster:
                 self._join(card)
             case Left(worker_id):
                 self._leave(worker_id)
+        before, self._served = self._served, served_models(self._cards.values())
+        say_differences(before, self._served)
 
     def _join(self, card: WorkerCard) -> None:
         if reason := self._objection(card):
@@ -108,8 +114,13 @@ class Roster:
         logger.info("worker %s joined: %s, %d rank(s), %s", card.worker_id, card.model, card.ranks, card.endpoint)
 
     def _objection(self, card: WorkerCard) -> str | None:
+        if any(other.model == card.model and other.embedding != card.embedding for other in self._cards.values()):
+            kinds = ("generates", "makes embeddings")
+            return f"it {kinds[card.embedding]}, and other workers of {card.model} do not: give it another --model-name"
         if card.role is not Role.AGGREGATED:
             return f"it is a {card.role} worker, and this router does not pair prefill and decode workers yet"
+        if card.chat_template is not None and (fault := template_fault(card.chat_template)):
+            return f"its chat template, {fault}"
         consumes = self._feed is not None and card.kv_events
         if consumes and card.block_size != self._block_size:
             return (
@@ -186,6 +197,15 @@ class Roster:
         """Workers that are there but cannot be used."""
         return len(self._refused)
 
+    def served(self) -> dict[str, ServedModel]:
+        """What is known of each model, by its name. O(1)."""
+        return self._served
+
+    def chat_template(self, model: str) -> str | None:
+        """The template that a model's workers were started with; None: the model's own. O(1)."""
+        served = self._served.get(model)
+        return None if served is None else served.chat_template
+
     def models(self) -> list[str]:
         """Names that clients can ask for."""
         return sorted({card.model for card in self._cards.values()})
@@ -215,6 +235,8 @@ class Roster:
             "page_size": card.page_size,
             "context_tokens": card.context_tokens,
             "engine_version": card.engine_version,
+            "embedding": card.embedding,
+            "adapters": card.adapters,
             "kv_events": card.kv_events and self._feed is not None,
             "ranks": [self._describe_rank(target, states[target]) for target in targets_of(card)],
         }

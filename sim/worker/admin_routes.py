@@ -88,7 +88,7 @@ class AdminRoutes:
             {
                 "model_path": str(self._config.model_path),
                 "tokenizer_path": str(self._config.model_path),
-                "is_generation": True,
+                "is_generation": not self._config.is_embedding,
                 "preferred_sampling_params": None,
                 "weight_version": "default",
                 "has_image_understanding": False,
@@ -126,7 +126,7 @@ class AdminRoutes:
             "skip_tokenizer_init": config.skip_tokenizer_init,
             "load_format": "dummy",
             "context_length": config.context_length,
-            "is_embedding": False,
+            "is_embedding": config.is_embedding,
             "host": config.host,
             "port": ports.http,
             "tp_size": 1,
@@ -159,8 +159,8 @@ class AdminRoutes:
             "expert_distribution_recorder_mode": None,
             "enable_lora": None,
             "lora_paths": None,
-            "reasoning_parser": None,
-            "tool_call_parser": None,
+            "reasoning_parser": config.reasoning_parser,
+            "tool_call_parser": config.tool_call_parser,
             "weight_version": "default",
         }
 

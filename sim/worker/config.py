@@ -53,6 +53,11 @@ class WorkerConfig:
     skip_tokenizer_init: bool = False
     enable_cache_report: bool = False
     """Cached tokens in OpenAI's usage."""
+    is_embedding: bool = False
+    """It makes embeddings, and generates nothing."""
+    tool_call_parser: str | None = None
+    """Only said, of itself; so the next."""
+    reasoning_parser: str | None = None
     eos_after_tokens: int | None = None
     seed: int = 0
     timing: TimingModel = field(default_factory=StepTiming)

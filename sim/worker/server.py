@@ -15,6 +15,7 @@ from aiohttp import web
 from sim.engine import Engine
 from sim.worker.admin_routes import AdminRoutes
 from sim.worker.config import WorkerConfig
+from sim.worker.embedding_routes import EmbeddingRoutes
 from sim.worker.generation_routes import GenerationRoutes
 from sim.worker.metrics import Metrics
 from sim.worker.publisher import (
@@ -120,6 +121,7 @@ class FakeWorker:
         listening = _listen(self.config.host, self.config.port)
         self._ports = self._ports._replace(http=listening.getsockname()[1])
         application.add_routes(GenerationRoutes(service).routes())
+        application.add_routes(EmbeddingRoutes(service).routes())
         application.add_routes(AdminRoutes(service, self._ports).routes())
         await self._runner.setup()
         await web.SockSite(self._runner, listening).start()

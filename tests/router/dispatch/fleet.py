@@ -9,6 +9,7 @@ from router.core import Scheduler, Target
 from router.core.policy import create
 from router.dispatch.dispatcher import Dispatcher
 from router.dispatch.engine import EngineClient, EngineTimeouts
+from router.frontend.models import ServedModel
 from router.metrics import Metrics
 from tests.router.dispatch.upstream import Upstream, running
 
@@ -33,6 +34,7 @@ class StaticFleet:
 
     def __init__(self, upstreams: tuple[Upstream, ...], ranks: int, context_tokens: int) -> None:
         self.urls = {f"w{i}": upstream.url for i, upstream in enumerate(upstreams)}
+        self.said: dict[str, Any] = {}
         self._ranks = ranks
         self._context_tokens = context_tokens
 
@@ -45,6 +47,9 @@ class StaticFleet:
 
     def models(self) -> list[str]:
         return [MODEL] if self.urls else []
+
+    def served(self) -> dict[str, ServedModel]:
+        return {MODEL: ServedModel(MODEL)._replace(**self.said)}
 
     def workers(self) -> list[dict[str, Any]]:
         return [{"worker_id": name} for name in self.urls]
