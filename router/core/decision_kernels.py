@@ -59,6 +59,52 @@ def warm(  # type: ignore[no-untyped-def]
         scores[slot] = queue + own * (1.0 + stall_weight * requests[slot])
 
 
+@njit(
+    void(
+        *(_BLOCKS, _BLOCKS, _BLOCKS, _BLOCKS, _BLOCKS, _TOKENS, _TOKENS, _TOKENS),
+        *(_MASK, int64, int64, int64, types.UniTuple(float64, 6), float64[::1]),
+    ),
+    cache=True,
+    nogil=True,
+    error_model="numpy",
+)
+def linear(  # type: ignore[no-untyped-def]
+    device,
+    host,
+    disk,
+    predicted,
+    active,
+    booked,
+    decode,
+    requests,
+    eligible,
+    block_size,
+    prompt,
+    blocks,
+    weights,
+    scores,
+):
+    """The score of the policy `linear`, in blocks; its weights in the order of its options."""
+    overlap_credit, credit_decay, prefill_scale, request_weight, host_weight, disk_weight = weights
+    least = np.iinfo(np.int64).max
+    for slot in range(len(scores)):
+        if eligible[slot]:
+            least = min(least, booked[slot])
+    request_blocks = max(1, -(-prompt // block_size))
+    for slot in range(len(scores)):
+        fast = device[slot] + predicted[slot]
+        slow = host_weight * host[slot] + disk_weight * disk[slot]
+        cached = (fast + slow) * block_size
+        prefill = ((booked[slot] + max(0.0, prompt - cached)) + cached) / block_size
+        decay = 1.0
+        if credit_decay > 0:
+            excess = (booked[slot] - least) / block_size
+            decay = 1 / (1 + credit_decay * excess / request_blocks)
+        adjusted = max(0.0, prefill - (overlap_credit * decay * fast + slow))
+        shared = decode[slot] + (blocks - active[slot])
+        scores[slot] = prefill_scale * adjusted + shared + request_weight * requests[slot]
+
+
 @njit(void(_FLOATS, _FLOATS, float64, float64, float64, float64, float64[::1]), cache=True, nogil=True)
 def rates(tokens, seconds, weight_tokens, default_rate, prior_tokens, same_kind, rate):  # type: ignore[no-untyped-def]
     """Each target's prefill rate: its own, shrunk towards the fleet's mean, which it is taken for when it is close to it."""

@@ -26,6 +26,9 @@ from router.core.presence import PresenceTable
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+_EXPECTED_PREFIXES = 1 << 15
+"""Room from the start: predictions come and go in bursts, and a table that shrank after each would have to grow again."""
+
 
 class PredictedStatistics(NamedTuple):
     """Blocks predicted now, and counts since the start: `made` is the sum of all others."""
@@ -52,7 +55,7 @@ class PredictedPresence:
     """
 
     def __init__(self) -> None:
-        self.table = PresenceTable()
+        self.table = PresenceTable(expected_prefixes=_EXPECTED_PREFIXES)
         """For `PrefixIndex.match`; call `expire` first."""
         self._limits: dict[int, _Limits] = {}
         self._pairs = PairTable()

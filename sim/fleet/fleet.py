@@ -54,6 +54,7 @@ class EngineFleet:
     ) -> None:
         self.configs = tuple(configs)
         self.content = content
+        self._limits = [(config.max_input_tokens, config.max_sequence_tokens) for config in configs]
         parameters = [config.timing.parameters() for config in configs]
         running = max(config.running_limit for config in configs)
         self._state = State(
@@ -111,16 +112,11 @@ class EngineFleet:
 
         :raises ValueError: the engine could never take it.
         """
-        config = self.configs[engine]
-        if not 0 < prompt_tokens < config.max_input_tokens:
-            raise ValueError(f"a prompt of {prompt_tokens} tokens does not fit: at most {config.max_input_tokens - 1}")
-        row = self._state.sequences[sequence]
-        limit = config.max_sequence_tokens - prompt_tokens - 1
-        row["prompt_tokens"], row["max_new_tokens"] = prompt_tokens, min(max_new_tokens, limit)
-        for name in ("output_tokens", "cached", "computed", "held", "extend", "last_match", "aborted"):
-            row[name] = 0
-        row["node"] = row["first_match"] = kernels.NONE
-        kernels.submit(self._state, sequence, engine, time)
+        longest_input, longest = self._limits[engine]
+        if not 0 < prompt_tokens < longest_input:
+            raise ValueError(f"a prompt of {prompt_tokens} tokens does not fit: at most {longest_input - 1}")
+        limit = min(max_new_tokens, longest - prompt_tokens - 1)
+        kernels.submit(self._state, sequence, engine, time, prompt_tokens, limit)
 
     def abort(self, sequence: int) -> None:
         """End a request at its engine's next step. O(1)."""

@@ -152,7 +152,9 @@ LOAD = np.dtype(
         ("prefill_seconds", np.float64),
     ]
 )
-NOTICE = np.dtype([("time", np.float64), ("sequence", np.int32), ("kind", np.int32)], align=True)
+NOTICE = np.dtype(
+    [("time", np.float64), ("sequence", np.int32), ("kind", np.int32), ("cached_tokens", np.int64)], align=True
+)
 
 NONE = -1
 NOWHERE, COMING, WAITING, RUNNING, ENDED = range(5)
@@ -617,7 +619,7 @@ def _report(state, number, time):  # type: ignore[no-untyped-def]
 def _notify(state, row, kind):  # type: ignore[no-untyped-def]
     """Its time is the step's end, set when that is known."""
     notice = state.notices[state.counts[NOTICES]]
-    notice.sequence, notice.kind = row, kind
+    notice.sequence, notice.kind, notice.cached_tokens = row, kind, state.sequences[row].first_match
     state.counts[NOTICES] += 1
 
 
@@ -1196,12 +1198,15 @@ def advance(state, until, lookahead):  # type: ignore[no-untyped-def]
             return DONE
 
 
-@entry(int64(_STATE, int64, int64, float64))
-def submit(state, row, number, time):  # type: ignore[no-untyped-def]
+@entry(void(_STATE, int64, int64, float64, int64, int64))
+def submit(state, row, number, time, prompt_tokens, max_new_tokens):  # type: ignore[no-untyped-def]
     """A request comes to an engine at a time that is not before the steps it has begun. O(1) where they come in order."""
     engine, sequences = state.engines[number], state.sequences
     sequence = sequences[row]
     sequence.engine, sequence.place, sequence.submitted_at = number, COMING, time
+    sequence.prompt_tokens, sequence.max_new_tokens, sequence.output_tokens = prompt_tokens, max_new_tokens, 0
+    sequence.cached, sequence.computed, sequence.held, sequence.extend = 0, 0, 0, 0
+    sequence.node, sequence.first_match, sequence.last_match, sequence.aborted = NONE, NONE, 0, 0
     before = engine.coming_last
     while before != NONE and sequences[before].submitted_at > time:
         before = sequences[before].before
@@ -1217,7 +1222,6 @@ def submit(state, row, number, time):  # type: ignore[no-untyped-def]
         sequences[after].before = row
     if engine.asleep:
         engine.begin = min(engine.begin, time)
-    return number
 
 
 @entry(void(_STATE, int64, int64))

@@ -121,9 +121,8 @@ class Replay:
 
     def _tell(self, now: float) -> None:
         """Routers hear what they would have heard by now."""
-        for at, request, kind in self._fleet.notices(now).tolist():
+        for at, request, kind, cached in self._fleet.notices(now).tolist():
             if kind == FIRST_TOKEN:
-                cached = int(self._fleet.sequences["first_match"][request])
                 self._routers[request].first_token(str(request), cached, at)
             else:
                 self._end(request, at, failed=kind == ABORT)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from router.core import decision_kernels as kernels
 from router.core.policy import Policy, pick
 
 if TYPE_CHECKING:
@@ -51,11 +52,19 @@ class Linear(Policy):
 
     def score(self, fleet: FleetView, request: RoutingRequest, chance: Random) -> NDArray[np.float64]:
         """The cost in blocks."""
-        decode_blocks = fleet.decode_blocks + (len(request.hashes) - fleet.active_blocks())
-        scores: NDArray[np.float64] = (
-            self.prefill_load_scale * self._adjusted_prefill_blocks(fleet, request)
-            + decode_blocks
-            + self.decode_active_request_weight * fleet.active_requests
+        scores = np.empty(len(fleet.eligible))
+        kernels.linear(
+            *fleet.overlap,
+            fleet.active_blocks(),
+            fleet.prefill_tokens,
+            fleet.decode_blocks,
+            fleet.active_requests,
+            fleet.eligible,
+            fleet.block_size,
+            request.prompt_tokens,
+            len(request.hashes),
+            self._weights,
+            scores,
         )
         return scores
 
@@ -63,24 +72,14 @@ class Linear(Policy):
         """By softmax over costs normalised by their range; at temperature 0 the lowest, exact ties by chance."""
         return pick.softmax(scores, eligible, chance, self.temperature)
 
-    def _adjusted_prefill_blocks(self, fleet: FleetView, request: RoutingRequest) -> NDArray[np.float64]:
-        device_blocks = fleet.overlap.device_blocks + fleet.overlap.predicted_blocks
-        slower_blocks = (
-            self.host_cache_hit_weight * fleet.overlap.host_blocks
-            + self.disk_cache_hit_weight * fleet.overlap.disk_blocks
+    @property
+    def _weights(self) -> tuple[float, float, float, float, float, float]:
+        """As the kernel takes them."""
+        return (
+            float(self.overlap_score_credit),
+            float(self.overlap_score_credit_decay),
+            float(self.prefill_load_scale),
+            float(self.decode_active_request_weight),
+            float(self.host_cache_hit_weight),
+            float(self.disk_cache_hit_weight),
         )
-        cached_tokens = (device_blocks + slower_blocks) * fleet.block_size
-        uncached_tokens = np.maximum(0.0, request.prompt_tokens - cached_tokens)
-        prefill_blocks = ((fleet.prefill_tokens + uncached_tokens) + cached_tokens) / fleet.block_size
-        credit = self.overlap_score_credit * self._decay(fleet, request) * device_blocks + slower_blocks
-        adjusted: NDArray[np.float64] = np.maximum(0.0, prefill_blocks - credit)
-        return adjusted
-
-    def _decay(self, fleet: FleetView, request: RoutingRequest) -> NDArray[np.float64] | float:
-        """How much of the credit is left on targets with more prefill booked than the least loaded eligible one."""
-        if self.overlap_score_credit_decay == 0:
-            return 1.0
-        excess_blocks = (fleet.prefill_tokens - fleet.prefill_tokens[fleet.eligible].min()) / fleet.block_size
-        request_blocks = max(1, math.ceil(request.prompt_tokens / fleet.block_size))
-        decay: NDArray[np.float64] = 1 / (1 + self.overlap_score_credit_decay * excess_blocks / request_blocks)
-        return decay

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sim.engine import Engine, EngineConfig, Removed, Request, Stored, StepTiming
+from sim.engine import Engine, EngineConfig, Removed, Request, StepTiming, Stored
 from sim.engine.changes import block_id, page_digests
 from sim.fleet import Content, EngineFleet, kernels
 from sim.traces import Trace
@@ -136,10 +136,9 @@ def fleet_account(workload, config, pauses):
         fleet.advance(pause)
         while aborts and aborts[0][0] <= pause:
             fleet.abort(aborts.pop(0)[1])
-        for time, number, kind in fleet.notices(math.inf).tolist():
-            row = fleet.sequences[number]
+        for time, number, kind, cached in fleet.notices(math.inf).tolist():
             end = {kernels.FIRST_TOKEN: None, kernels.FINISH: "length", kernels.ABORT: "abort"}[kind]
-            told.outputs.append((time, number, max(0, row["first_match"]), end))
+            told.outputs.append((time, number, max(0, cached), end))
         told.changes += published(fleet, workload, config.page_size)
         told.loads += loads(fleet)
     return told, fleet
