@@ -66,6 +66,7 @@ class RouterConfig:
     policy: str = "warm"
     policy_options: dict[str, float] = field(default_factory=dict)
     block_size: int = 64
+    conditional_disagg: bool = True
     kv_events: bool = True
     nats: str = f"nats://127.0.0.1:{NATS_PORT}"
     nats_port: int = NATS_PORT
@@ -97,6 +98,7 @@ class RouterConfig:
     connect_timeout_seconds: float = 5.0
     first_token_timeout_seconds: float = 300.0
     idle_timeout_seconds: float = 60.0
+    transfer_timeout_seconds: float = 30.0
     stall_timeout_seconds: float = 20.0
     ejection_seconds: float = 1.0
     longest_ejection_seconds: float = 60.0
@@ -237,6 +239,15 @@ def _routing_options(group: argparse._ArgumentGroup) -> None:
         help="bound of the index, about 30 bytes each; beyond it the least recently used go (default: 2**26)",
     )
     group.add_argument(
+        "--conditional-disagg",
+        "--router-conditional-disagg",
+        dest="conditional_disagg",
+        action=argparse.BooleanOptionalAction,
+        default=RouterConfig.conditional_disagg,
+        help="in a fleet that has workers that do all of a request beside prefill and decode workers: choose between them for each "
+        "request, by predicted seconds (default); --no-…: a pair whenever there is one",
+    )
+    group.add_argument(
         "--seed",
         type=int,
         default=RouterConfig.seed,
@@ -320,6 +331,11 @@ def _failure_options(group: argparse._ArgumentGroup) -> None:
         ("--connect-timeout", RouterConfig.connect_timeout_seconds, "to connect to a worker"),
         ("--first-token-timeout", RouterConfig.first_token_timeout_seconds, "until a worker's first token"),
         ("--idle-timeout", RouterConfig.idle_timeout_seconds, "between two pieces of a worker's stream"),
+        (
+            "--transfer-timeout",
+            RouterConfig.transfer_timeout_seconds,
+            "from the end of a prefill worker's part to the decode worker's first token",
+        ),
         (
             "--stall-timeout",
             RouterConfig.stall_timeout_seconds,

@@ -50,6 +50,8 @@ class WorkerCard(msgspec.Struct, frozen=True, kw_only=True):
     kv_events: bool = True
     """False: this worker publishes no cache events; its cache must be predicted."""
     tiers: tuple[str, ...] = ("device",)
+    prefix_cache: bool = True
+    """False: the engine keeps nothing of a prompt after its request, as decode workers do unless told otherwise."""
     role: Role = Role.AGGREGATED
     bootstrap_host: str | None = None
     bootstrap_port: int | None = None

@@ -37,6 +37,8 @@ class ServerInfo(msgspec.Struct):
     chat_template: str | None = None
     lora_paths: Any = None
     expert_distribution_recorder_mode: str | None = None
+    disaggregation_decode_enable_radix_cache: bool = False
+    disable_radix_cache: bool = False
     version: str = ""
     internal_states: list[SchedulerState] = []
 
@@ -51,6 +53,11 @@ class ServerInfo(msgspec.Struct):
     def adapters(self) -> tuple[str, ...]:
         """Names of the LoRA adapters that it was started with: it lists them as texts, as objects, or as a map by name."""
         return tuple(sorted({name for entry in self.lora_paths or () if (name := _adapter_name(entry))}))
+
+    def caches_prefixes(self) -> bool:
+        """Whether prompts stay in its cache after their request: a decode worker's do only when it was asked for."""
+        wanted = self.role() is not Role.DECODE or self.disaggregation_decode_enable_radix_cache
+        return wanted and not self.disable_radix_cache
 
     def card(
         self,
@@ -83,6 +90,7 @@ class ServerInfo(msgspec.Struct):
             or self.max_running_requests,
             kv_events=kv_events,
             tiers=("device", "host") if self.enable_hierarchical_cache else ("device",),
+            prefix_cache=self.caches_prefixes(),
             role=role,
             bootstrap_host=urlsplit(url).hostname if prefill else None,
             bootstrap_port=self.disaggregation_bootstrap_port if prefill else None,

@@ -11,6 +11,7 @@
 `load`         what is booked on each target, and what the engines last said of themselves
 `rate`         how many prompt tokens a second each target prefills, learned
 `policy`       filter → score → pick; one module per policy
+`paths`        as a whole at one target, or shared out to a prefill and a decode target
 `scheduler`    the composition: match → filter → score → pick → book
 `pairs`        (sequence hash, target) → node, the table below predictions and bookings
 `chance`       the randomness of a decision
@@ -20,8 +21,9 @@
 Everything runs on one thread and returns at once: a decision sees every booking made before it.
 """
 
-from router.core.decision import Candidate, Decision, NoTarget, Placement
-from router.core.request import RoutingRequest, Target
+from router.core.decision import Candidate, Decision, NoTarget, Pair, Placement
+from router.core.paths import Path, Paths
+from router.core.request import Part, RoutingRequest, Target
 from router.core.scheduler import Scheduler, SchedulerStatistics, TargetState
 from router.core.warmup import warm_up
 
@@ -29,6 +31,10 @@ __all__ = [
     "Candidate",
     "Decision",
     "NoTarget",
+    "Pair",
+    "Part",
+    "Path",
+    "Paths",
     "Placement",
     "RoutingRequest",
     "Scheduler",

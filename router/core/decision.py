@@ -25,6 +25,13 @@ class Placement(NamedTuple):
     """None until the fleet's prefill rate was observed at least once."""
 
 
+class Pair(NamedTuple):
+    """Where the two sides of one request go; it is booked at both."""
+
+    prefill: Placement
+    decode: Placement
+
+
 class Candidate(NamedTuple):
     """One target's row in a `Decision`."""
 

@@ -16,12 +16,17 @@ REPORT_LIFETIME_SECONDS = 5.0
 """Engines report every second: one that was silent for so long is not known to have a queue, nor to have none."""
 
 
-@njit(int64(_MASK, _MASK, _TOKENS, int64, boolean[::1]), cache=True, nogil=True)
-def available(present, is_available, model, wanted, left):  # type: ignore[no-untyped-def]
-    """Mark the targets that are there, available, and serve the model (or `ANY_MODEL`); returns how many."""
+@njit(int64(_MASK, _MASK, _TOKENS, int64, _TOKENS, int64, boolean[::1]), cache=True, nogil=True)
+def available(present, is_available, model, wanted, part, wanted_part, left):  # type: ignore[no-untyped-def]
+    """Mark the targets that are there, available, serve the model (or `ANY_MODEL`) and do the part; returns how many."""
     count = 0
     for slot in range(len(left)):
-        left[slot] = present[slot] and is_available[slot] and (wanted == ANY_MODEL or model[slot] == wanted)
+        left[slot] = (
+            present[slot]
+            and is_available[slot]
+            and (wanted == ANY_MODEL or model[slot] == wanted)
+            and part[slot] == wanted_part
+        )
         count += left[slot]
     return count
 

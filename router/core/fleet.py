@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from router.core.columns import Columns
+from router.core.request import Part
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
     from router.core.overlap import Overlap
     from router.core.request import Target
+
+PARTS = tuple(Part)
+"""In the order of their numbers in the column `part`."""
 
 
 class FleetView(NamedTuple):
@@ -77,8 +81,8 @@ class FleetView(NamedTuple):
 class Fleet:
     """Which target has which slot, and what its card says of it. A slot is reused after its target left, lowest first.
 
-    Columns: `present`, `available`, `exact`, `model` (an interned number), `page_size`, `capacity_blocks`, `max_running_requests`
-    (-1: not known), `last_placed` (-1: never).
+    Columns: `present`, `available`, `exact`, `model` (an interned number), `part` (its place in `PARTS`), `caches` (whether prompts
+    stay in its cache), `page_size`, `capacity_blocks`, `max_running_requests` (-1: not known), `last_placed` (-1: never).
     """
 
     def __init__(self) -> None:
@@ -87,6 +91,8 @@ class Fleet:
             available=np.bool_,
             exact=np.bool_,
             model=np.int64,
+            part=np.int64,
+            caches=np.bool_,
             page_size=np.int64,
             capacity_blocks=np.int64,
             max_running_requests=np.int64,
@@ -115,6 +121,8 @@ class Fleet:
         page_size: int,
         exact: bool,
         max_running_requests: int | None,
+        part: Part = Part.WHOLE,
+        caches: bool = True,
     ) -> int:
         """Give a target a slot.
 
@@ -130,6 +138,8 @@ class Fleet:
             "available": True,
             "exact": exact,
             "model": self._models.setdefault(model, len(self._models)),
+            "part": PARTS.index(part),
+            "caches": caches,
             "page_size": page_size,
             "capacity_blocks": capacity_blocks,
             "max_running_requests": -1 if max_running_requests is None else max_running_requests,
@@ -160,6 +170,14 @@ class Fleet:
         :raises KeyError: nobody.
         """
         return self._targets[slot]
+
+    def part(self, slot: int) -> Part:
+        """What a target does of a request."""
+        return PARTS[int(self.columns["part"][slot])]
+
+    def has(self, part: Part) -> bool:
+        """Whether any target does this part. O(slots)."""
+        return bool((self.columns["present"] & (self.columns["part"] == PARTS.index(part))).any())
 
     def items(self) -> list[tuple[int, Target]]:
         """Slots and their targets, in the order of slots."""

@@ -40,6 +40,7 @@ class Booking:
     """The blocks from here on are predicted on this booking's account."""
     predicted_to: int
     prefilling: bool = True
+    """Whether the first token is still to come; never, of a decode side."""
     output_tokens: int = 0
     author: str = ""
     """The router that booked it; empty: this one. All weigh the same."""
@@ -143,7 +144,8 @@ class Bookings:
         self._bookings[booking.request_id] = booking
         self.elsewhere += bool(booking.author)
         self._count(booking, 1)
-        self._count_prefill(booking, 1)
+        if booking.prefilling:
+            self._count_prefill(booking, 1)
         self.columns["decode_blocks"][booking.slot] += self._reference(booking)
 
     def first_token(self, request_id: str) -> Booking | None:
@@ -158,6 +160,11 @@ class Bookings:
         self.columns["progress"][booking.slot] += 1
         booking.prefilling = False
         return booking
+
+    def is_prefilling(self, request_id: str) -> bool:
+        """Whether a request is booked, and its prefill not done. O(1)."""
+        booking = self._bookings.get(request_id)
+        return booking is not None and booking.prefilling
 
     def progress(self, request_id: str, output_tokens: int) -> None:
         """The request has that many output tokens by now. O(1)."""

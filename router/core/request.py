@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+
+class Part(enum.StrEnum):
+    """What a target does of a request: all of it, or one side of a pair."""
+
+    WHOLE = "whole"
+    PREFILL = "prefill"
+    DECODE = "decode"
 
 
 class Target(NamedTuple):
@@ -36,3 +45,5 @@ class RoutingRequest:
     """The only target that may take it."""
     model: str | None = None
     """Only targets that serve this model may take it. None: any."""
+    part: Part = Part.WHOLE
+    """Only targets that do this part may take it."""

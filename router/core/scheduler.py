@@ -17,10 +17,11 @@ from router.core.fleet import Fleet, FleetView
 from router.core.index import DEFAULT_MAX_BLOCKS, IndexStatistics, PrefixIndex
 from router.core.load import Booking, BookingObserver, Bookings, Reported, ReportedLoads
 from router.core.policy import filters
+from router.core.policy.decode_load import DecodeLoad
 from router.core.predicted import PredictedPresence, PredictedStatistics
 from router.core.presence import as_hashes
 from router.core.rate import PrefillRates, RateStatistics
-from router.core.request import RoutingRequest, Target
+from router.core.request import Part, RoutingRequest, Target
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -47,6 +48,7 @@ class TargetState(NamedTuple):
 
     target: Target
     model: str
+    part: Part
     available: bool
     exact: bool
     capacity_blocks: int
@@ -87,6 +89,16 @@ class Elsewhere(NamedTuple):
     """It waits for its first token."""
 
 
+class Considered(NamedTuple):
+    """A decision that was made and not booked: valid until anything else is told to the scheduler."""
+
+    request: RoutingRequest
+    slot: int
+    fleet: FleetView
+    score: float
+    target: Target
+
+
 class SchedulerStatistics(NamedTuple):
     """Sizes now, and counts since the start."""
 
@@ -119,7 +131,9 @@ class Scheduler:
     Times are seconds of one clock that does not go backwards, passed in as `now`. The same calls with the same seed give the same
     placements. Every call returns at once and leaves the state consistent; calls must not overlap (one thread, or one event loop).
 
+    :param policy: for requests, and for the prefill part of those that are shared out.
     :param block_size: tokens in a block of the sequence hashes.
+    :param decode_policy: for the decode part; default: by load alone, see `DecodeLoad`.
     :param prediction_ttl_seconds: how long a prediction lasts on a target without events.
     :param exact_prediction_ttl_seconds: the same on a target with events, where it only has to last until the event comes.
     :param max_index_blocks: bound of the index, in distinct prefixes; beyond it the least recently used go.
@@ -131,6 +145,7 @@ class Scheduler:
         policy: Policy,
         block_size: int,
         *,
+        decode_policy: Policy | None = None,
         prediction_ttl_seconds: float = 120.0,
         exact_prediction_ttl_seconds: float = 5.0,
         max_index_blocks: int = DEFAULT_MAX_BLOCKS,
@@ -139,6 +154,7 @@ class Scheduler:
         if block_size < 1:
             raise ValueError(f"block_size must be at least 1, not {block_size}")
         self._policy = policy
+        self._decode_policy = decode_policy or DecodeLoad()
         self._block_size = block_size
         self._ttl_seconds = {False: prediction_ttl_seconds, True: exact_prediction_ttl_seconds}
         self._chance = Chance(seed)
@@ -168,8 +184,11 @@ class Scheduler:
         page_size: int = 1,
         exact: bool = True,
         max_running_requests: int | None = None,
+        part: Part = Part.WHOLE,
+        caches: bool = True,
     ) -> int:
-        """A target is there, empty and available; returns its slot. `exact`: it publishes cache events.
+        """A target is there, empty and available; returns its slot. `exact`: it publishes cache events. `caches`: prompts stay in
+        its cache after their request.
 
         :raises ValueError: it is there already, or a size is not positive.
         """
@@ -184,6 +203,8 @@ class Scheduler:
             page_size=page_size,
             exact=exact,
             max_running_requests=max_running_requests,
+            part=part,
+            caches=caches,
         )
         self._matcher = self._index.matcher(self._fleet.slots, self._predicted.table)
         expected_blocks = len(self._fleet) * (capacity_blocks // _EXACT_SHARE if exact else capacity_blocks)
@@ -286,16 +307,37 @@ class Scheduler:
         :raises NoTarget: no target may take it.
         :raises ValueError: its id is booked already, it has more hashes than full blocks, or the policy's scores are unfit.
         """
+        try:
+            considered = self.consider(request, now)
+        except NoTarget as none:
+            self._refusals[none.reason] = self._refusals.get(none.reason, 0) + 1
+            raise
+        return self.book(considered, now)
+
+    def consider(self, request: RoutingRequest, now: float) -> Considered:
+        """Choose a target, and book nothing yet. O(blocks + targets).
+
+        :raises NoTarget: no target may take it.
+        :raises ValueError: as `place`.
+        """
         if request.request_id in self._bookings:
             raise ValueError(f"request {request.request_id!r} is booked already")
         overlap = self._match(request, now)
-        fleet = self._view(request, overlap, self._filter(request), now)
+        fleet = self._view(request, overlap, filters.eligible(self._fleet, request), now)
         chance = self._chance.of(self._placements)
         scores = self._score(request, fleet, chance)
-        slot = self._policy.pick(scores, fleet.eligible, chance)
-        placement = self._placement(request, slot, fleet, scores)
-        self._book(request, slot, fleet, now)
+        slot = self._policy_for(request).pick(scores, fleet.eligible, chance)
+        return Considered(request, slot, fleet, float(scores[slot]), self._fleet.target(slot))
+
+    def book(self, considered: Considered, now: float) -> Placement:
+        """Book what was considered, if nothing but other considerations and bookings on other targets came between. O(blocks)."""
+        placement = self._placement(considered)
+        self._book(considered.request, considered.slot, considered.fleet, now)
         return placement
+
+    def has(self, part: Part) -> bool:
+        """Whether any target does this part, available or not. O(targets)."""
+        return self._fleet.has(part)
 
     def explain(self, request: RoutingRequest, now: float) -> Decision:
         """What `place` would do if it were called instead, and why. Nothing is booked, and no later decision changes.
@@ -307,13 +349,15 @@ class Scheduler:
             eligible = filters.eligible(self._fleet, request)
         except NoTarget as none:
             fleet = self._view(request, overlap, np.zeros(self._fleet.slots, np.bool_), now)
-            return Decision(request.request_id, self._policy.name, self._candidates(request, fleet), None, str(none))
+            name = self._policy_for(request).name
+            return Decision(request.request_id, name, self._candidates(request, fleet), None, str(none))
         fleet = self._view(request, overlap, eligible, now)
         chance = self._chance.of(self._placements)
         scores = self._score(request, fleet, chance)
-        slot = self._policy.pick(scores, eligible, chance)
+        policy = self._policy_for(request)
+        slot = policy.pick(scores, eligible, chance)
         candidates = self._candidates(request, fleet, scores, slot)
-        return Decision(request.request_id, self._policy.name, candidates, self._fleet.target(slot), None)
+        return Decision(request.request_id, policy.name, candidates, self._fleet.target(slot), None)
 
     def first_token(self, request_id: str, cached_tokens: int | None, now: float) -> None:
         """A request's prefill is done; `cached_tokens` is what the engine says it did not have to compute. O(1)."""
@@ -389,6 +433,10 @@ class Scheduler:
         """Whether a request is in flight, by whomever. O(1)."""
         return request_id in self._bookings
 
+    def is_prefilling(self, request_id: str) -> bool:
+        """Whether a request in flight waits for its first token; a decode side never does. O(1)."""
+        return self._bookings.is_prefilling(request_id)
+
     def booked_elsewhere(self, author: str) -> dict[str, Elsewhere]:
         """The requests that another router has booked here, by id. O(bookings)."""
         return {
@@ -442,13 +490,6 @@ class Scheduler:
         self._predicted.expire(now)
         return self._matcher(as_hashes(request.hashes))
 
-    def _filter(self, request: RoutingRequest) -> NDArray[np.bool_]:
-        try:
-            return filters.eligible(self._fleet, request)
-        except NoTarget as none:
-            self._refusals[none.reason] = self._refusals.get(none.reason, 0) + 1
-            raise
-
     def _view(self, request: RoutingRequest, overlap: Overlap, eligible: NDArray[np.bool_], now: float) -> FleetView:
         static, booked, rates = self._fleet.columns, self._bookings.columns, self._rates.rates()
         return FleetView(
@@ -469,27 +510,29 @@ class Scheduler:
             last_placed=static["last_placed"],
         )
 
+    def _policy_for(self, request: RoutingRequest) -> Policy:
+        return self._decode_policy if request.part is Part.DECODE else self._policy
+
     def _score(self, request: RoutingRequest, fleet: FleetView, chance: Random) -> NDArray[np.float64]:
-        scores = self._policy.score(fleet, request, chance)
+        policy = self._policy_for(request)
+        scores = policy.score(fleet, request, chance)
         if scores.shape != fleet.eligible.shape or kernels.has_nan(scores, fleet.eligible):
-            raise ValueError(
-                f"policy {self._policy.name!r} must score each eligible target with a number, not {scores!r}"
-            )
+            raise ValueError(f"policy {policy.name!r} must score each eligible target with a number, not {scores!r}")
         return scores
 
-    def _placement(
-        self, request: RoutingRequest, slot: int, fleet: FleetView, scores: NDArray[np.float64]
-    ) -> Placement:
+    def _placement(self, considered: Considered) -> Placement:
+        request, slot, fleet = considered.request, considered.slot, considered.fleet
+        prefills = request.part is not Part.DECODE
         device, host, disk, predicted = [blocks.item(slot) for blocks in fleet.overlap]
         uncached_tokens: int = fleet.uncached_tokens.item(slot)
         return Placement(
-            target=self._fleet.target(slot),
+            target=considered.target,
             overlap_blocks=device + host + disk + predicted,
             predicted_blocks=predicted,
             cached_tokens=request.prompt_tokens - uncached_tokens,
             uncached_tokens=uncached_tokens,
-            score=float(scores[slot]),
-            predicted_ttft_seconds=fleet.ttft_seconds_of(slot) if self._rates.learned else None,
+            score=considered.score,
+            predicted_ttft_seconds=fleet.ttft_seconds_of(slot) if prefills and self._rates.learned else None,
         )
 
     def _book(self, request: RoutingRequest, slot: int, fleet: FleetView, now: float) -> None:
@@ -503,18 +546,21 @@ class Scheduler:
     def _book_at(
         self, slot: int, request: RoutingRequest, uncached_tokens: int, overlap: Overlap, now: float, author: str = ""
     ) -> Booking:
+        prefills = self._fleet.part(slot) is not Part.DECODE
         booking = Booking(
             request.request_id,
             slot,
             next(self._tickets),
             request.hashes,
             request.prompt_tokens,
-            uncached_tokens=uncached_tokens,
+            uncached_tokens=uncached_tokens if prefills else 0,
             predicted_from=overlap.device_blocks.item(slot),
             predicted_to=min(len(request.hashes), self._cacheable_blocks(slot, request.prompt_tokens)),
+            prefilling=prefills,
             author=author,
         )
-        self._rates.started(slot, now)
+        if prefills:
+            self._rates.started(slot, now)
         self._predicted.predict(slot, booking.predicted, now, booking.ticket)
         self._bookings.book(booking)
         return booking
@@ -527,7 +573,9 @@ class Scheduler:
             self._predicted.promote(slot, hashes)
 
     def _cacheable_blocks(self, slot: int, tokens: int) -> int:
-        """Full blocks of a sequence that an engine can cache, given that it caches whole pages."""
+        """Full blocks of a sequence that an engine can cache, given that it caches whole pages, if it caches at all."""
+        if not self._fleet.columns["caches"][slot]:
+            return 0
         page_size: int = self._fleet.columns["page_size"].item(slot)
         return tokens // page_size * page_size // self._block_size
 
@@ -581,6 +629,7 @@ class Scheduler:
         return TargetState(
             target=target,
             model=self._fleet.model_name(slot),
+            part=self._fleet.part(slot),
             available=bool(static["available"][slot]),
             exact=bool(static["exact"][slot]),
             capacity_blocks=int(static["capacity_blocks"][slot]),

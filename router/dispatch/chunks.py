@@ -6,15 +6,19 @@ but its last message may repeat some. `meta_info.completion_tokens` counts from 
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 import msgspec
 
-from router.dispatch.errors import EngineAborted, EngineFailed, EngineRefused
+from router.dispatch.errors import EngineAborted, EngineFailed, EngineRefused, RendezvousFailed
 
 END = b"[DONE]"
 CLIENT_FAULTS = frozenset({400, 413, 422})
 """Statuses that condemn the request; any other failure may be the worker's own."""
+
+_RENDEZVOUS = re.compile(r"(bootstrap|handshake|transfer) failed|prefill parallel info")
+"""How SGLang's two sides say that they did not find each other, or that KV did not get across."""
 
 
 class EngineOutput(NamedTuple):
@@ -148,4 +152,6 @@ def refused_or_failed(status: int | None, message: str, otherwise: type[EngineFa
     """The error that a status stands for: the client's fault, or the worker's."""
     if status in CLIENT_FAULTS:
         return EngineRefused(status, message)
+    if _RENDEZVOUS.search(message):
+        return RendezvousFailed(message)
     return otherwise(message if status is None else f"status {status}: {message}")

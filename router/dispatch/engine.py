@@ -39,6 +39,8 @@ class EngineTimeouts(NamedTuple):
     """From sending the request; includes the engine's queue and its prefill."""
     idle_seconds: float = 60.0
     """Between tokens; a long prefill of others delays a decode."""
+    transfer_seconds: float = 30.0
+    """From the end of a prefill on one worker to the first token at another."""
     abort_seconds: float = 5.0
     health_seconds: float = 5.0
 

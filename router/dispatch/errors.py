@@ -5,7 +5,13 @@ After all but `EngineRefused` the request may be tried elsewhere.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from router.core.request import Target
+
+    Blamed = tuple[Target] | tuple[Target, Target]
+    """Whose fault a failure is: a target's, or that of a prefill and a decode target together."""
 
 
 class EngineError(Exception):
@@ -36,6 +42,12 @@ class EngineAborted(EngineFailed):
     """The engine gave the request up without being asked to (its operator aborted it, or it ran out of memory)."""
 
     kind = "aborted"
+
+
+class RendezvousFailed(EngineFailed):
+    """A prefill and a decode worker did not come together: the fault is the pair's, of which side nobody knows."""
+
+    kind = "rendezvous"
 
 
 class EngineBusy(EngineError):

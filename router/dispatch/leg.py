@@ -2,30 +2,46 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
-from router.core import RoutingRequest
+from router.core import Path, RoutingRequest
 from router.dispatch.errors import EngineError, EngineFailed, EngineTimeout, EngineUnreachable
 from router.dispatch.request import Output
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncGenerator, Callable
     from types import TracebackType
 
-    from router.core import Placement, Scheduler, Target
+    from router.core import Paths, Placement, Scheduler, Target
     from router.dispatch.chunks import EngineOutput
+    from router.dispatch.engine import EngineClient
+    from router.dispatch.errors import Blamed
     from router.dispatch.journey import Journey
     from router.metrics import Metrics
 
 
 class Endpoints(Protocol):
-    """Where targets are reached; both raise KeyError if the worker is gone."""
+    """Where targets are reached; all raise KeyError if the worker is gone."""
 
     def endpoint(self, target: Target) -> str:
         """Base URL of the target's server."""
 
     def ranks(self, target: Target) -> int:
         """How many ranks its worker has."""
+
+    def bootstrap(self, target: Target) -> tuple[str, int]:
+        """Host and port at which decode workers ask a prefill worker for KV."""
+
+
+class Desk(NamedTuple):
+    """What every attempt works with. `abandon(url, rid, reason)` tells the engine that nobody waits any more."""
+
+    scheduler: Scheduler
+    paths: Paths
+    endpoints: Endpoints
+    metrics: Metrics
+    clock: Callable[[], float]
+    abandon: Callable[[str, str, str], None]
 
 
 def routing_request(journey: Journey) -> RoutingRequest:
@@ -41,43 +57,35 @@ def routing_request(journey: Journey) -> RoutingRequest:
 
 
 class Leg:
-    """A context manager around one attempt; `abandon(url, rid, reason)` tells the engine that nobody waits any more."""
+    """A context manager around one attempt."""
 
-    def __init__(
-        self,
-        journey: Journey,
-        routing: RoutingRequest,
-        placement: Placement,
-        scheduler: Scheduler,
-        endpoints: Endpoints,
-        metrics: Metrics,
-        clock: Callable[[], float],
-        abandon: Callable[[str, str, str], None],
-    ) -> None:
+    def __init__(self, journey: Journey, routing: RoutingRequest, placement: Placement, desk: Desk) -> None:
         self._journey = journey
-        self._scheduler = scheduler
-        self._endpoints = endpoints
-        self._metrics = metrics
-        self._clock = clock
-        self._abandon = abandon
+        self._desk = desk
         self._routing = routing
         self._url = ""
         self._before = len(journey.generated)
         self._tokens = 0
-        self._started = False
         self._booked = True
+        self._booked_at = desk.clock()
+        self.started = False
+        """Whether a token came."""
         self.rid = f"{journey.request.request_id}-{journey.failures}"
         """The engine's name of this attempt."""
         self.placement = placement
 
     def __repr__(self) -> str:
         state = "booked" if self._booked else "freed"
-        return f"Leg({self.rid} at {self.target}, {state}, {self._tokens} tokens)"
+        return f"{type(self).__name__}({self.rid} at {self.target}, {state}, {self._tokens} tokens)"
 
     @property
     def target(self) -> Target:
         """Where it goes."""
         return self.placement.target
+
+    def blame(self, error: EngineError) -> Blamed:
+        """Whose fault a failure is: a target's, or that of a prefill and a decode target together."""
+        return (self.target,)
 
     def __enter__(self) -> Self:
         return self
@@ -86,13 +94,24 @@ class Leg:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Free the booking if it still stands, and tell the engine if it may still be at work."""
+        self.end(error)
+
+    def end(self, error: BaseException | None, *, reason: str = "left") -> None:
+        """It is over; `error` is its own, and `reason` why it ends without one. Idempotent."""
         if not self._booked:
             return
         broken = isinstance(error, EngineError)
         # Left by the client: what was prefilled stays in the engine's cache. Nothing came yet: nobody knows, so do not believe it.
-        self._free(failed=broken or not self._started)
+        self._free(failed=broken or not self.started)
         if self._url and (not broken or isinstance(error, EngineTimeout | EngineFailed)):
-            self._abandon(self._url, self.rid, error.kind if isinstance(error, EngineError) else "left")
+            self._desk.abandon(self._url, self.rid, error.kind if isinstance(error, EngineError) else reason)
+
+    def generate(self, engine: EngineClient) -> AsyncGenerator[EngineOutput]:
+        """The engine's answer, to be taken by `take`; see `EngineClient.generate`.
+
+        :raises EngineUnreachable: the worker has left since the decision.
+        """
+        return engine.generate(*self.open())
 
     def open(self) -> tuple[str, dict[str, object]]:
         """The engine's base URL, and the body for its `/generate`.
@@ -100,7 +119,7 @@ class Leg:
         :raises EngineUnreachable: the worker has left since the decision.
         """
         try:
-            url, ranks = self._endpoints.endpoint(self.target), self._endpoints.ranks(self.target)
+            url, ranks = self._desk.endpoints.endpoint(self.target), self._desk.endpoints.ranks(self.target)
         except KeyError as error:
             raise EngineUnreachable(f"{self.target} has left") from error
         self._url = url
@@ -121,23 +140,29 @@ class Leg:
 
     def take(self, output: EngineOutput) -> Output:
         """Account for what the engine sent: booking, rates, tokens."""
-        if not self._started:
+        if not self.started:
             self._first(output)
         journey = self._journey
         journey.generated.extend(output.token_ids)
         self._tokens += len(output.token_ids)
         if output.finish_reason is None:
-            self._scheduler.progress(journey.request.request_id, self._tokens)
+            self._desk.scheduler.progress(self._routing.request_id, self._tokens)
         else:
             self._free(failed=False)
         return Output(output.token_ids, self.target, journey.cached_tokens or 0, output.finish_reason, output.matched)
 
     def _first(self, output: EngineOutput) -> None:
-        self._started = True
-        self._scheduler.first_token(self._journey.request.request_id, output.cached_tokens, self._clock())
+        self.started = True
+        now = self._desk.clock()
+        self._prefilled(output, now)
+        self._desk.paths.first_token(Path.WHOLE, self.placement.predicted_ttft_seconds, now - self._booked_at, now)
+
+    def _prefilled(self, output: EngineOutput, now: float) -> None:
+        """The prompt's KV is there, and some of it was before."""
+        self._desk.scheduler.first_token(self._routing.request_id, output.cached_tokens, now)
         if output.cached_tokens is None:
             return
-        self._metrics.cached_tokens_error.observe(self.placement.cached_tokens - output.cached_tokens)
+        self._desk.metrics.cached_tokens_error.observe(self.placement.cached_tokens - output.cached_tokens)
         if self._journey.cached_tokens is None:
             self._journey.cached_tokens = output.cached_tokens
 
@@ -151,5 +176,5 @@ class Leg:
 
     def _free(self, *, failed: bool) -> None:
         self._booked = False
-        generated = self._journey.extended(self._routing.hashes) if self._started and not failed else None
-        self._scheduler.free(self._journey.request.request_id, self._clock(), failed=failed, generated=generated)
+        generated = self._journey.extended(self._routing.hashes) if self.started and not failed else None
+        self._desk.scheduler.free(self._routing.request_id, self._desk.clock(), failed=failed, generated=generated)

@@ -48,3 +48,35 @@ class Output(NamedTuple):
     finish_reason: str | None = None
     matched: int | str | None = None
     """The stop token that ended it, if one did; it is the last of `token_ids`."""
+
+
+class PromptHashes(NamedTuple):
+    """A prompt, as far as its placement depends on it."""
+
+    hashes: NDArray[np.uint64]
+    """Sequence hashes of its full blocks, shape (blocks,)."""
+    tokens: int
+    """Its length."""
+
+
+@dataclass(slots=True, eq=False)
+class TextRequest:
+    """A body, and what is known of it."""
+
+    request_id: str
+    """Unique among the requests of this process: it names the booking."""
+    path: str
+    """Of the engine's route."""
+    body: bytes
+    model: str | None = None
+    """None: any."""
+    prompt: PromptHashes | None = None
+    """To be routed by; None: by load alone."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """Sent along with it alone."""
+    reports_usage: bool = False
+    """A stream of its ends with the usage."""
+    streams: bool = False
+    """It asks for a stream."""
+    divisible: bool = True
+    """False: a pair of prefill and decode workers cannot take it (several prompts, or several answers)."""

@@ -13,14 +13,15 @@ from msgspec import Meta
 
 from router.core import NoTarget
 from router.dispatch.errors import EngineError
-from router.dispatch.relay import TextRequest
+from router.dispatch.request import TextRequest
 from router.frontend import http as web
 from router.frontend.errors import ApiError, from_dispatch, invalid
 from router.frontend.requests import convert, json_object
 from router.frontend.textmode import WORKER_HEADER, forwarded_headers
 
 if TYPE_CHECKING:
-    from router.dispatch.relay import Answer, Relay
+    from router.dispatch.answer import Answer
+    from router.dispatch.relay import Relay
     from router.frontend.models import Models
     from router.metrics import Metrics
 
@@ -125,6 +126,7 @@ class Embeddings:
             body=body,
             model=asked.model.name,
             headers=forwarded_headers(http),
+            divisible=False,
         )
         try:
             with self._metrics.requests_in_flight.track_inprogress():

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     import msgspec
 
-    from router.dispatch.relay import PromptHashes
+    from router.dispatch.request import PromptHashes
 
 LIMIT_BYTES = 32 * 1024 * 1024
 ENTRY_BYTES = 400

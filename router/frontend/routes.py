@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from router.core.paths import PathDecision
     from router.dispatch.dispatcher import Dispatcher
     from router.dispatch.relay import Relay
     from router.dispatch.request import Output
@@ -174,7 +175,7 @@ class Frontend:
         else:
             prompt = await self._tokens(request.model or "", request.prompt, request.template_arguments)
         decision = self._dispatcher.explain(prompt, request.model, request.cache_salt)
-        return _json({"prompt_tokens": len(prompt), **named(decision)})
+        return _json({"prompt_tokens": len(prompt), **named(decision.first), **_path(decision)})
 
     # ---- a generation, step by step
 
@@ -352,6 +353,14 @@ def _reported(request_id: str, replies: Replies, error: EngineError | NoTarget) 
 
 def _field(prompt: Prompt) -> str:
     return "messages" if isinstance(prompt, tuple) else "prompt"
+
+
+def _path(decision: PathDecision) -> dict[str, Any]:
+    """Of a fleet that pairs prefill and decode workers: the path, what each would cost, and the table of the decode side."""
+    if decision.prefill is None and decision.decode is None:
+        return {}
+    fields = {"path": decision.path, "whole_seconds": decision.whole_seconds, "pair_seconds": decision.pair_seconds}
+    return {**fields, "decode": named(decision.decode)}
 
 
 def _json(content: object) -> web.Response:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,7 +14,7 @@ import numpy as np
 
 from router.core import NoTarget
 from router.dispatch.errors import EngineError
-from router.dispatch.relay import PromptHashes, TextRequest
+from router.dispatch.request import PromptHashes, TextRequest
 from router.frontend import http as web
 from router.frontend.errors import ApiError, from_dispatch, internal, invalid
 from router.frontend.known_prompts import KnownPrompts
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from router.dispatch.relay import Answer, Relay
+    from router.dispatch.answer import Answer
+    from router.dispatch.relay import Relay
     from router.frontend.tokenizer import ModelTokenizer
     from router.metrics import Metrics
 
@@ -40,20 +42,28 @@ FORWARDED = ("Authorization", "traceparent", "tracestate")
 
 
 ABSENT = msgspec.Raw(b"null")
+_MANY_PROMPTS = re.compile(rb"\s*\[\s*[\[\"]")
 
 
 class _UnreadBody(msgspec.Struct):
     """What the router looks at; whether it is right is for the engine to say."""
 
     model: Any = None
+    stream: Any = None
     stream_options: Any = None
+    n: Any = None
+    prompt: msgspec.Raw = ABSENT
+
+    @property
+    def divisible(self) -> bool:
+        """Whether it asks for one answer to one prompt, as text or as tokens: a pair of workers has one room for each request."""
+        return self.n in (None, 1) and _MANY_PROMPTS.match(self.prompt) is None
 
 
 class _Body(_UnreadBody):
     """The same, where it tokenizes too: not decoded as long as the prompt is a known one."""
 
     messages: msgspec.Raw = ABSENT
-    prompt: msgspec.Raw = ABSENT
     tools: msgspec.Raw = ABSENT
     chat_template_kwargs: msgspec.Raw = ABSENT
     cache_salt: msgspec.Raw = ABSENT
@@ -170,6 +180,8 @@ class TextMode:
             prompt=await self._prompt(fields, model or "") if isinstance(fields, _Body) else None,
             headers=forwarded_headers(http),
             reports_usage=_reports_usage(fields.stream_options),
+            streams=fields.stream is True,
+            divisible=fields.divisible,
         )
 
     async def _prompt(self, fields: _Body, model: str) -> PromptHashes | None:

@@ -24,11 +24,12 @@ from events.membership import RegistryError
 from events.membership.discovery import open_registry
 from events.membership.static import StaticRegistry
 from router.config import EMBEDDED, ConfigError
-from router.core import Scheduler, Target, warm_up
+from router.core import Paths, Scheduler, Target, warm_up
 from router.core.policy import create
 from router.dispatch.dispatcher import Dispatcher
 from router.dispatch.engine import EngineClient, EngineTimeouts
 from router.dispatch.relay import Relay
+from router.dispatch.rooms import Rooms
 from router.frontend.routes import Frontend
 from router.frontend.server import listen
 from router.frontend.tokenizer import ModelDirError, ModelTokenizer, Tokenizers
@@ -37,6 +38,7 @@ from router.service.collector import StateCollector
 from router.service.event_collector import EventCollector
 from router.service.feed import EventFeed
 from router.service.health import HealthOptions, WorkerHealth
+from router.service.quarantine import Quarantine
 from router.service.replicas import Replicas
 from router.service.roster import Roster
 from router.service.snapshots import AdapterSnapshots, HistorySnapshots
@@ -99,6 +101,7 @@ class RouterService:
             seed = secrets.randbits(32) if config.seed is None else config.seed
             self.scheduler = Scheduler(policy, config.block_size, max_index_blocks=config.max_index_blocks, seed=seed)
             logger.info("--seed %d", seed)
+            self.paths = Paths(self.scheduler, conditional=config.conditional_disagg)
         except ModelDirError as error:
             raise ConfigError(f"--model-path {error}") from error
         except (ValueError, TypeError) as error:
@@ -119,7 +122,7 @@ class RouterService:
             parts.push_async_callback(engine.close)
             roster = self._roster(feed, engine, parts)
             self.metrics.registry.register(
-                StateCollector(self.scheduler, roster, bus, replicas, engine, self.tokenizer)
+                StateCollector(self.scheduler, self.paths, roster, bus, replicas, engine, self.tokenizer)
             )
             parts.callback(asyncio.create_task(roster.run(), name="roster").cancel)
             _spare_the_collector()
@@ -200,7 +203,9 @@ class RouterService:
         )
         parts.callback(health.close)
         parts.callback(asyncio.create_task(health.run(), name="worker health").cancel)
-        roster = Roster(self._registries(), self.scheduler, feed, health, block_size=config.block_size)
+        loop = asyncio.get_running_loop()
+        apart = Quarantine[tuple[Target, Target]](lambda pair, together: self.paths.set_together(*pair, together), loop)
+        roster = Roster(self._registries(), self.scheduler, feed, health, apart, block_size=config.block_size)
         return roster
 
     def _registries(self) -> Sequence[Registry]:
@@ -233,6 +238,7 @@ class RouterService:
                 connect_seconds=self.config.connect_timeout_seconds,
                 first_token_seconds=self.config.first_token_timeout_seconds,
                 idle_seconds=self.config.idle_timeout_seconds,
+                transfer_seconds=self.config.transfer_timeout_seconds,
             )
         )
 
@@ -241,12 +247,16 @@ class RouterService:
             "block_size": self.config.block_size,
             "policy": self.config.policy,
             "migration_limit": self.config.migration_limit,
+            "paths": self.paths,
+            "rooms": Rooms(),
             "on_failure": roster.failed,
+            "on_apart": roster.failed_together,
             "clock": time.monotonic,
         }
         dispatcher = Dispatcher(self.scheduler, engine, roster, self.metrics, **carried)
         parts.push_async_callback(dispatcher.close)
         relay = Relay(self.scheduler, engine, roster, self.metrics, **carried)
+        parts.push_async_callback(relay.close)
         tokenizer = self.tokenizer
         tokenizer_of = Tokenizers(tokenizer, roster.chat_template).of if tokenizer is not None else None
         return Frontend(roster, dispatcher, tokenizer_of, self.metrics, relay, text_mode=self.config.text_mode)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
+
+from router.core import Path
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -13,7 +16,7 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
     from events.bus import Bus
-    from router.core import Scheduler, SchedulerStatistics, TargetState
+    from router.core import Paths, Scheduler, SchedulerStatistics, TargetState
     from router.dispatch.engine import EngineClient
     from router.dispatch.http.client import ClientStatistics
     from router.frontend.encoder import EncoderStatistics
@@ -28,6 +31,7 @@ class StateCollector(Collector):
     def __init__(
         self,
         scheduler: Scheduler,
+        paths: Paths,
         roster: Roster,
         bus: Bus | None,
         replicas: Replicas | None,
@@ -35,6 +39,7 @@ class StateCollector(Collector):
         tokenizer: ModelTokenizer | None,
     ) -> None:
         self._scheduler = scheduler
+        self._paths = paths
         self._roster = roster
         self._bus = bus
         self._replicas = replicas
@@ -51,6 +56,7 @@ class StateCollector(Collector):
         yield _gauge(
             "warmpath_workers_refused", "Workers refused; GET /workers says why.", self._roster.refused_workers()
         )
+        yield from _path_families(self._paths, self._roster)
         if self._bus is not None:
             yield from _bus(self._bus)
         if self._replicas is not None:
@@ -119,6 +125,29 @@ def _targets(states: list[TargetState]) -> Iterable[Metric]:
         families["available"].add_metric((name,), state.available)
         families["exact"].add_metric((name,), state.exact)
     return families.values()
+
+
+def _path_families(paths: Paths, roster: Roster) -> Iterable[Metric]:
+    statistics = paths.statistics(time.monotonic())
+    taken = CounterMetricFamily("warmpath_paths", "Placements, by the path taken.", labels=("path",))
+    overhead = GaugeMetricFamily(
+        "warmpath_path_overhead_seconds",
+        "Learned: what the time to first token is above the prediction.",
+        labels=("path",),
+    )
+    for path, count, seconds in (
+        (Path.WHOLE, statistics.whole, statistics.whole_overhead_seconds),
+        (Path.PAIR, statistics.pair, statistics.pair_overhead_seconds),
+    ):
+        taken.add_metric((path,), count)
+        overhead.add_metric((path,), seconds)
+    apart, quarantines = roster.pairs_apart()
+    yield taken
+    yield overhead
+    yield _gauge("warmpath_pairs_apart", "Pairs of prefill and decode targets kept apart now.", apart)
+    yield _counter(
+        "warmpath_pair_quarantines", "Times that a pair was kept apart after it failed to meet.", quarantines
+    )
 
 
 def _bus(bus: Bus) -> Iterable[Metric]:

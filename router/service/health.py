@@ -151,6 +151,7 @@ class WorkerHealth:
     def booked(self, target: Target, booking: Booking) -> None:
         """A request was sent there."""
         if not booking.prefilling:
+            self._where[booking.request_id] = target
             return  # a decode side waits for its prefill side: its silence says nothing
         patient = self._patient(target)
         if not patient.in_flight:
@@ -176,6 +177,8 @@ class WorkerHealth:
         patient = self._patients.get(target) if target is not None else None
         if target is None or patient is None:
             return
+        if not (failed or patient.in_flight) and patient.phase is Phase.PROBATION:
+            self._admit(target, patient)  # a decode side that delivered
         patient.in_flight = max(0, patient.in_flight - 1)
         if not failed:
             patient.progressed_at = self._clock()

@@ -287,7 +287,7 @@ class Replicas:
             request = RoutingRequest(key, NO_HASHES, said.prompt_tokens)
             booked = self._scheduler.book_elsewhere(router_id, request, target, said.uncached_tokens, now)
         self._unknown_targets += not booked and not self._scheduler.is_booked(key)
-        if booked and not said.prefilling:
+        if booked and not said.prefilling and self._scheduler.is_prefilling(key):
             self._scheduler.first_token(key, None, now)
         return booked
 

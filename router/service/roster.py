@@ -7,10 +7,10 @@ import logging
 from typing import TYPE_CHECKING, Any, Protocol
 
 from events.membership import Joined, Left, RegistryError, Role
-from router.core import Target
+from router.core import Part, Target
 from router.dispatch.errors import EngineAborted, EngineBusy, EngineUnreachable
 from router.frontend.template import template_fault
-from router.service.served import say_differences, served_models
+from router.service.served import longest_prompts, say_differences, served_models
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,10 +22,12 @@ if TYPE_CHECKING:
     from router.dispatch.errors import EngineError
     from router.frontend.models import ServedModel
     from router.service.feed import EventFeed
+    from router.service.quarantine import Quarantine
 
 logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = 1.0
+PARTS = {Role.AGGREGATED: Part.WHOLE, Role.PREFILL: Part.PREFILL, Role.DECODE: Part.DECODE}
 
 
 def _named(reported: Reported | None) -> dict[str, Any] | None:
@@ -57,7 +59,8 @@ class Ward(Protocol):
 class Roster:
     """The workers that a router may use, and the ones that it refuses, with the reason.
 
-    With `feed` None, no cache events are consumed, and every worker's cache is predicted.
+    With `feed` None, no cache events are consumed, and every worker's cache is predicted. `quarantine` keeps targets out of new
+    work, `apart` pairs of a prefill and a decode target.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class Roster:
         scheduler: Scheduler,
         feed: EventFeed | None,
         quarantine: Ward,
+        apart: Quarantine[tuple[Target, Target]],
         *,
         block_size: int,
     ) -> None:
@@ -73,10 +77,12 @@ class Roster:
         self._scheduler = scheduler
         self._feed = feed
         self._quarantine = quarantine
+        self._apart = apart
         self._block_size = block_size
         self._cards: dict[str, WorkerCard] = {}
         self._refused: dict[str, str] = {}
         self._served: dict[str, ServedModel] = {}
+        self._longest_prompts: dict[str, int] = {}
 
     async def run(self) -> None:
         """Follow all registries until cancelled; one that cannot be read is tried again, and the others go on."""
@@ -101,6 +107,7 @@ class Roster:
             case Left(worker_id):
                 self._leave(worker_id)
         before, self._served = self._served, served_models(self._cards.values())
+        self._longest_prompts = longest_prompts(self._cards.values())
         say_differences(before, self._served)
 
     def _join(self, card: WorkerCard) -> None:
@@ -111,14 +118,18 @@ class Roster:
         self._cards[card.worker_id] = card
         for target in targets_of(card):
             self._add(target, card)
-        logger.info("worker %s joined: %s, %d rank(s), %s", card.worker_id, card.model, card.ranks, card.endpoint)
+        logger.info(
+            "%s worker %s joined: %s, %d rank(s), %s", card.role, card.worker_id, card.model, card.ranks, card.endpoint
+        )
 
     def _objection(self, card: WorkerCard) -> str | None:
         if any(other.model == card.model and other.embedding != card.embedding for other in self._cards.values()):
             kinds = ("generates", "makes embeddings")
             return f"it {kinds[card.embedding]}, and other workers of {card.model} do not: give it another --model-name"
-        if card.role is not Role.AGGREGATED:
-            return f"it is a {card.role} worker, and this router does not pair prefill and decode workers yet"
+        if card.role is Role.PREFILL and not (card.bootstrap_host and card.bootstrap_port):
+            return (
+                "it is a prefill worker, and its card does not say where decode workers ask for its KV (bootstrap port)"
+            )
         if card.chat_template is not None and (fault := template_fault(card.chat_template)):
             return f"its chat template, {fault}"
         consumes = self._feed is not None and card.kv_events
@@ -137,6 +148,8 @@ class Roster:
             page_size=card.page_size,
             exact=False,
             max_running_requests=card.max_running_requests,
+            part=PARTS[card.role],
+            caches=card.prefix_cache,
         )
         if self._feed is not None:
             self._feed.follow(target, card.epoch, events=card.kv_events)
@@ -146,6 +159,9 @@ class Roster:
         card = self._cards.pop(worker_id, None)
         if card is None:
             return
+        for pair in self._apart.known():
+            if any(target.worker_id == worker_id for target in pair):
+                self._apart.forget(pair)
         for target in targets_of(card):
             if self._feed is not None:
                 self._feed.drop(target)
@@ -165,6 +181,27 @@ class Roster:
         unreachable = card is not None and isinstance(error, EngineUnreachable)
         for suspect in targets_of(card) if card and unreachable else [target]:
             self._quarantine.failed(suspect, error)
+
+    def failed_together(self, prefill: Target, decode: Target, error: EngineError) -> None:
+        """A prefill and a decode worker did not come together: they are kept apart for a while.
+
+        One of them that is kept apart from two others already is the one to blame, and gets no requests at all.
+        """
+        self._apart.failed((prefill, decode), error)
+        out = self._apart.out()
+        for suspect, side in ((prefill, 0), (decode, 1)):
+            if sum(pair[side] == suspect for pair in out) > 1:
+                self._quarantine.failed(suspect, error)
+
+    def bootstrap(self, target: Target) -> tuple[str, int]:
+        """Where decode workers ask a prefill worker for KV.
+
+        :raises KeyError: the worker is gone.
+        """
+        card = self._cards[target.worker_id]
+        assert card.bootstrap_host is not None
+        assert card.bootstrap_port is not None
+        return card.bootstrap_host, card.bootstrap_port
 
     def endpoint(self, target: Target) -> str:
         """Base URL of a target's server.
@@ -189,9 +226,16 @@ class Roster:
         states = {state.target: state for state in self._scheduler.targets()}
         mine = states.get(target)
         return mine is not None and any(
-            state.available and state.model == mine.model and other.worker_id != target.worker_id
+            state.available
+            and state.model == mine.model
+            and state.part is mine.part
+            and other.worker_id != target.worker_id
             for other, state in states.items()
         )
+
+    def pairs_apart(self) -> tuple[int, int]:
+        """Pairs kept apart now, and times that one was."""
+        return len(self._apart.out()), self._apart.count
 
     def refused_workers(self) -> int:
         """Workers that are there but cannot be used."""
@@ -207,12 +251,12 @@ class Roster:
         return None if served is None else served.chat_template
 
     def models(self) -> list[str]:
-        """Names that clients can ask for."""
-        return sorted({card.model for card in self._cards.values()})
+        """Names that clients can ask for: what a worker serves whole, or a prefill and a decode worker together. O(models)."""
+        return list(self._longest_prompts)
 
     def context_tokens(self, model: str) -> int | None:
-        """Longest prompt that some worker of a model takes; None: no worker serves it."""
-        return max((card.context_tokens for card in self._cards.values() if card.model == model), default=None)
+        """Longest prompt that a model's workers take; None: nobody serves it. O(1)."""
+        return self._longest_prompts.get(model)
 
     def workers(self) -> list[dict[str, Any]]:
         """What the router believes of each worker and each of its ranks, for `GET /workers`."""
@@ -232,6 +276,8 @@ class Roster:
             "endpoint": card.endpoint,
             "epoch": card.epoch,
             "role": card.role,
+            "prefix_cache": card.prefix_cache,
+            "bootstrap": [card.bootstrap_host, card.bootstrap_port] if card.bootstrap_port else None,
             "page_size": card.page_size,
             "context_tokens": card.context_tokens,
             "engine_version": card.engine_version,
@@ -248,5 +294,8 @@ class Roster:
             "target": str(target),
             "reported": _named(state.reported),
             "quarantined": self._quarantine.reason(target),
+            "apart_from": [
+                str(other) for pair in self._apart.out() if target in pair for other in pair if other != target
+            ],
             "events": events._asdict() if events else None,
         }

@@ -6,6 +6,7 @@ import logging
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
+from events.membership import Role
 from router.frontend.models import ServedModel
 
 if TYPE_CHECKING:
@@ -22,6 +23,19 @@ def served_models(cards: Iterable[WorkerCard]) -> dict[str, ServedModel]:
     for card in cards:
         of_model[card.model].append(card)
     return {name: _served(name, workers) for name, workers in of_model.items()}
+
+
+def longest_prompts(cards: Iterable[WorkerCard]) -> dict[str, int]:
+    """Tokens of the longest prompt that is taken, for each model that is served: by a worker that does all of a request, or by a
+    prefill and a decode worker together. O(workers).
+    """
+    longest: defaultdict[tuple[str, Role], int] = defaultdict(int)
+    for card in cards:
+        longest[card.model, card.role] = max(longest[card.model, card.role], card.context_tokens)
+    names = sorted({model for model, _ in longest})
+    whole, prefill, decode = ([longest[name, role] for name in names] for role in Role)
+    taken = (max(one, min(two, three)) for one, two, three in zip(whole, prefill, decode, strict=True))
+    return {name: tokens for name, tokens in zip(names, taken, strict=True) if tokens}
 
 
 def _served(name: str, workers: list[WorkerCard]) -> ServedModel:

@@ -65,6 +65,7 @@ _BUILT_IN = {
         EntryPoint("power-of-two", "router.core.policy.power_of_two:PowerOfTwo", ENTRY_POINTS),
         EntryPoint("round-robin", "router.core.policy.round_robin:RoundRobin", ENTRY_POINTS),
         EntryPoint("random", "router.core.policy.random:Random", ENTRY_POINTS),
+        EntryPoint("decode-load", "router.core.policy.decode_load:DecodeLoad", ENTRY_POINTS),
     )
 }
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from router.core import decision_kernels as kernels
 from router.core.decision import NoTarget
+from router.core.fleet import PARTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,6 +44,11 @@ def _serves_model(fleet: Fleet, request: RoutingRequest) -> Mask:
     return mask
 
 
+def _does_part(fleet: Fleet, request: RoutingRequest) -> Mask:
+    mask: Mask = fleet.columns["part"] == PARTS.index(request.part)
+    return mask
+
+
 def _is_pinned(fleet: Fleet, request: RoutingRequest) -> Mask:
     mask = np.zeros(fleet.slots, np.bool_)
     slot = None if request.pinned is None else fleet.slot(request.pinned)
@@ -64,6 +70,13 @@ FILTERS = (
         applies=lambda request: request.model is not None,
         passes=_serves_model,
         detail=lambda request: repr(request.model),
+    ),
+    Filter(
+        "does another part",
+        "no worker for this part",
+        applies=lambda _: True,
+        passes=_does_part,
+        detail=lambda request: request.part,
     ),
     Filter(
         "the request is pinned",
@@ -98,7 +111,10 @@ def eligible(fleet: Fleet, request: RoutingRequest) -> Mask:
     left = np.empty(fleet.slots, np.bool_)
     model = kernels.ANY_MODEL if request.model is None else fleet.model_number(request.model)
     columns = fleet.columns
-    count = kernels.available(columns["present"], columns["available"], columns["model"], model, left)
+    part = PARTS.index(request.part)
+    count = kernels.available(
+        columns["present"], columns["available"], columns["model"], model, columns["part"], part, left
+    )
     if request.pinned or request.excluded:
         for rule in FILTERS:
             if rule.applies(request):

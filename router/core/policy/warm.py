@@ -8,6 +8,7 @@ import numpy as np
 
 from router.core import decision_kernels as kernels
 from router.core.policy import Policy
+from router.core.request import Part
 
 if TYPE_CHECKING:
     from random import Random
@@ -30,7 +31,10 @@ class Warm(Policy):
     name = "warm"
 
     def score(self, fleet: FleetView, request: RoutingRequest, chance: Random) -> NDArray[np.float64]:
-        """(queued + own uncached tokens) / rate + 0.1 · own uncached tokens / rate · active requests."""
+        """(queued + own uncached tokens) / rate + 0.1 · own uncached tokens / rate · active requests.
+
+        Where only prefills run nobody is held up: what is there waits in line, and is counted as queued.
+        """
         scores = np.empty(len(fleet.eligible))
         kernels.warm(
             fleet.uncached_tokens,
@@ -42,7 +46,7 @@ class Warm(Policy):
             fleet.prefill_rate,
             (1 - HOST_CREDIT) * fleet.block_size,
             (1 - DISK_CREDIT) * fleet.block_size,
-            STALL_WEIGHT,
+            0.0 if request.part is Part.PREFILL else STALL_WEIGHT,
             scores,
         )
         return scores

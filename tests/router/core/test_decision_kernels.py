@@ -34,10 +34,14 @@ def test_available(rows: list[tuple[int, ...]], any_model: bool, data: st.DataOb
     present, available = data.draw(marks), data.draw(marks)
     models = [row[0] % 3 for row in rows]
     left = np.empty(len(rows), np.bool_)
-    wanted = kernels.ANY_MODEL if any_model else 1
-    count = kernels.available(np.array(present), np.array(available), np.array(models), wanted, left)
+    parts = [row[1] % 3 for row in rows]
+    wanted, wanted_part = kernels.ANY_MODEL if any_model else 1, data.draw(st.integers(0, 2))
+    count = kernels.available(
+        np.array(present), np.array(available), np.array(models), wanted, np.array(parts), wanted_part, left
+    )
     expected = [
-        here and up and (any_model or model == 1) for here, up, model in zip(present, available, models, strict=True)
+        here and up and (any_model or model == 1) and part == wanted_part
+        for here, up, model, part in zip(present, available, models, parts, strict=True)
     ]
     assert left.tolist() == expected
     assert count == sum(expected)

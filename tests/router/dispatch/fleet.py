@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any
 
-from router.core import Scheduler, Target
+from router.core import Part, Paths, Scheduler, Target
 from router.core.policy import create
 from router.dispatch.dispatcher import Dispatcher
 from router.dispatch.engine import EngineClient, EngineTimeouts
@@ -14,7 +14,7 @@ from router.metrics import Metrics
 from tests.router.dispatch.upstream import Upstream, running
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+    from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 
     from router.dispatch.chunks import EngineOutput
     from router.dispatch.errors import EngineError
@@ -44,6 +44,10 @@ class StaticFleet:
     def ranks(self, target: Target) -> int:
         self.urls[target.worker_id]
         return self._ranks
+
+    def bootstrap(self, target: Target) -> tuple[str, int]:
+        self.urls[target.worker_id]
+        return f"{target.worker_id}.host", 8998
 
     def models(self) -> list[str]:
         return [MODEL] if self.urls else []
@@ -81,18 +85,31 @@ class ImpatientClient(EngineClient):
 class Stack:
     """All of it. `calls` is what the scheduler was told, in order; `failures` what the fleet was told."""
 
-    def __init__(self, *upstreams: Upstream, impatient: bool, ranks: int, migration_limit: int, exact: bool) -> None:
+    def __init__(
+        self,
+        *upstreams: Upstream,
+        impatient: bool,
+        ranks: int,
+        migration_limit: int,
+        exact: bool,
+        parts: Sequence[Part],
+        timeouts: EngineTimeouts,
+    ) -> None:
         self.upstreams = upstreams
         self.fleet = StaticFleet(upstreams, ranks, context_tokens=4096)
-        self.scheduler = Scheduler(create("round-robin"), BLOCK_SIZE)
-        self.engine = ImpatientClient(upstreams) if impatient else EngineClient(PATIENT)
+        self.scheduler = Scheduler(create("round-robin"), BLOCK_SIZE, decode_policy=create("round-robin"))
+        self.paths = Paths(self.scheduler)
+        self.engine = ImpatientClient(upstreams) if impatient else EngineClient(timeouts)
         self.metrics = Metrics()
         self.failures: list[tuple[Target, EngineError]] = []
+        self.apart: list[tuple[Target, Target]] = []
         self.freed: list[tuple[str, bool]] = []
         self.first_tokens: list[int | None] = []
-        for name in self.fleet.urls:
+        for name, part in zip(self.fleet.urls, parts or [Part.WHOLE] * len(upstreams), strict=True):
             for rank in range(ranks):
-                self.scheduler.add_target(Target(name, rank), capacity_tokens=10_000, model=MODEL, exact=exact)
+                self.scheduler.add_target(
+                    Target(name, rank), capacity_tokens=10_000, model=MODEL, exact=exact, part=part
+                )
         self._spy()
         self.dispatcher = Dispatcher(
             self.scheduler,
@@ -102,8 +119,14 @@ class Stack:
             block_size=BLOCK_SIZE,
             policy="round-robin",
             migration_limit=migration_limit,
+            paths=self.paths,
             on_failure=lambda target, error: self.failures.append((target, error)),
+            on_apart=self._kept_apart,
         )
+
+    def _kept_apart(self, prefill: Target, decode: Target, error: EngineError) -> None:
+        self.apart.append((prefill, decode))
+        self.paths.set_together(prefill, decode, together=False)
 
     def _spy(self) -> None:
         free, first_token = self.scheduler.free, self.scheduler.first_token
@@ -138,11 +161,21 @@ async def stack(
     ranks: int = 1,
     migration_limit: int = 3,
     exact: bool = True,
+    parts: Sequence[Part] = (),
+    timeouts: EngineTimeouts = PATIENT,
 ) -> AsyncIterator[Stack]:
     """Running engines of these modes behind a dispatcher; checks at the end that all bookings were freed."""
     upstreams = tuple(mode if isinstance(mode, Upstream) else Upstream(mode) for mode in modes)
     async with running(*upstreams):
-        built = Stack(*upstreams, impatient=impatient, ranks=ranks, migration_limit=migration_limit, exact=exact)
+        built = Stack(
+            *upstreams,
+            impatient=impatient,
+            ranks=ranks,
+            migration_limit=migration_limit,
+            exact=exact,
+            parts=parts,
+            timeouts=timeouts,
+        )
         try:
             yield built
         finally:

@@ -269,7 +269,7 @@ async def test_without_events_the_output_is_predicted_too() -> None:
 
 async def test_explain_sends_and_books_nothing() -> None:
     async with stack("cumulative", "cumulative") as built:
-        decision = built.dispatcher.explain(np.array(PROMPT, np.uint32), MODEL)
+        decision = built.dispatcher.explain(np.array(PROMPT, np.uint32), MODEL).first
         assert [candidate.target for candidate in decision.candidates] == [Target("w0"), Target("w1")]
         assert built.scheduler.statistics().placements == 0
 

@@ -112,10 +112,22 @@ class Upstream:
         await self._send(stream, _chunk(body, [], 0, 0, finish))
         return stream
 
+    async def _mode_unmet(self, request: web.Request, body: dict[str, Any]) -> Stream:
+        stream = await self._open(request)
+        message = f"Decode transfer failed for request rank=0 decode_req.req.rid={body['rid']!r}"
+        await self._send(stream, {"error": {"message": message, "code": 500}})
+        await stream.write(b"data: [DONE]\n\n")
+        return stream
+
     async def _mode_hang(self, request: web.Request, body: dict[str, Any]) -> Stream:
         self.silent.set()
         await self.release.wait()
         return web.Response()
+
+    async def _mode_hang_first(self, request: web.Request, body: dict[str, Any]) -> Stream:
+        """Hangs at its first request, and answers the others."""
+        mode = self._mode_hang if len(self.bodies) == 1 else self._mode_cumulative
+        return await mode(request, body)
 
     async def _mode_hang_before_token(self, request: web.Request, body: dict[str, Any]) -> Stream:
         stream = await self._open(request)

@@ -11,7 +11,7 @@ import msgspec
 
 from events.membership import Joined
 from events.membership.server_info import ServerInfo
-from router.core import Scheduler
+from router.core import Paths, Scheduler, Target
 from router.core.policy import create
 from router.dispatch.dispatcher import Dispatcher
 from router.dispatch.engine import EngineClient
@@ -60,9 +60,11 @@ class Routed:
 async def routed(*worker_urls: str, **stated: Any) -> AsyncIterator[Routed]:
     """A router over servers, each with `stated` fields of its card."""
     metrics, scheduler, engine = Metrics(), Scheduler(create("least-loaded"), BLOCK_SIZE), EngineClient()
-    quarantine = Quarantine(scheduler, asyncio.get_running_loop())
-    roster = Roster([], scheduler, None, quarantine, block_size=BLOCK_SIZE)
-    carried: dict[str, Any] = {"block_size": BLOCK_SIZE, "on_failure": roster.failed}
+    loop, paths = asyncio.get_running_loop(), Paths(scheduler)
+    quarantine = Quarantine[Target](scheduler.set_available, loop)
+    apart = Quarantine[tuple[Target, Target]](lambda pair, together: paths.set_together(*pair, together), loop)
+    roster = Roster([], scheduler, None, quarantine, apart, block_size=BLOCK_SIZE)
+    carried: dict[str, Any] = {"block_size": BLOCK_SIZE, "on_failure": roster.failed, "paths": paths}
     dispatcher = Dispatcher(scheduler, engine, roster, metrics, **carried)
     relay = Relay(scheduler, engine, roster, metrics, **carried)
     tokenizers = Tokenizers(TOKENIZER, roster.chat_template)

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.dispatch.relay import PromptHashes
+from router.dispatch.request import PromptHashes
 from router.frontend.known_prompts import AGE_SECONDS, ENTRY_BYTES, KnownPrompts
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from router.core import NoTarget, RoutingRequest, Scheduler, Target
+from router.core import NoTarget, Part, RoutingRequest, Scheduler, Target
 from router.core.policy import create
 from router.dispatch.errors import EngineFailed, EngineTimeout
 from router.metrics import Metrics
@@ -199,3 +199,16 @@ async def test_a_worker_that_left_is_forgotten(clinic: Clinic) -> None:
     assert clinic.health.out() == 0
     await asyncio.sleep(3 * OPTIONS.first_seconds)
     assert clinic.asked == 0
+
+
+async def test_a_decode_side_proves_itself_by_delivering(clinic: Clinic, eventually) -> None:
+    """It has no first token of its own to show: an end that is none of its faults does."""
+    decode = Target("d")
+    clinic.scheduler.add_target(decode, capacity_tokens=64_000, model="m", part=Part.DECODE)
+    clinic.health.failed(decode, EngineFailed("cut"))
+    await eventually(lambda: clinic.available(decode))
+    for failed in (True, False):
+        request = RoutingRequest("r", np.zeros(0, np.uint64), 100, part=Part.DECODE)
+        clinic.scheduler.place(request, clinic.now)
+        clinic.scheduler.free("r", clinic.now, failed=failed)
+        assert (clinic.health.reason(decode) is None) is not failed

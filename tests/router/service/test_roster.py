@@ -12,9 +12,9 @@ import pytest
 from events.bus.memory import MemoryBroker, MemoryBus
 from events.membership import Role, WorkerCard
 from events.membership.memory import MemoryDirectory, MemoryRegistry
-from router.core import Scheduler, Target
+from router.core import Paths, Scheduler, Target
 from router.core.policy import create
-from router.dispatch.errors import EngineAborted, EngineFailed, EngineUnreachable
+from router.dispatch.errors import EngineAborted, EngineFailed, EngineUnreachable, RendezvousFailed
 from router.metrics import Metrics
 from router.service import quarantine as quarantine_module
 from router.service.feed import EventFeed
@@ -40,8 +40,14 @@ class Site:
         self.feed = (
             EventFeed(self.bus, self.scheduler, namespace="n", metrics=Metrics(), clock=lambda: 0.0) if feed else None
         )
-        self.quarantine = Quarantine(self.scheduler, asyncio.get_running_loop())
-        self.roster = Roster([MemoryRegistry(directory)], self.scheduler, self.feed, self.quarantine, block_size=64)
+        self.paths = Paths(self.scheduler)
+        loop = asyncio.get_running_loop()
+        self.quarantine = Quarantine[Target](self.scheduler.set_available, loop)
+        self.apart = Quarantine[tuple[Target, Target]](
+            lambda pair, together: self.paths.set_together(*pair, together), loop
+        )
+        registries = [MemoryRegistry(directory)]
+        self.roster = Roster(registries, self.scheduler, self.feed, self.quarantine, self.apart, block_size=64)
 
     @property
     def targets(self) -> set[Target]:
@@ -101,13 +107,61 @@ async def test_another_block_size_is_refused_with_the_reason(eventually) -> None
         await eventually(lambda: len(s.targets) == 4 and s.roster.refused_workers() == 0)
 
 
-async def test_half_a_worker_is_refused(eventually) -> None:
-    """A decode worker answers 400 to a request without a prefill worker's address."""
+PREFILL = msgspec.structs.replace(
+    CARD, worker_id="p0", role=Role.PREFILL, context_tokens=9000, bootstrap_host="p0", bootstrap_port=8998
+)
+DECODE = msgspec.structs.replace(CARD, worker_id="d0", role=Role.DECODE, prefix_cache=False)
+
+
+async def test_a_prefill_worker_that_cannot_be_met_is_refused(eventually) -> None:
     async with site() as s:
-        await s.there.register(msgspec.structs.replace(CARD, role=Role.DECODE))
+        await s.there.register(msgspec.structs.replace(PREFILL, bootstrap_port=None))
         await eventually(lambda: s.roster.refused_workers() == 1)
-        assert "decode worker" in s.worker("w0")["refused"]
+        assert "bootstrap port" in s.worker("p0")["refused"]
         assert s.targets == set()
+
+
+async def test_a_model_is_served_by_a_pair_and_not_by_half_of_one(eventually) -> None:
+    async with site() as s:
+        await s.there.register(PREFILL)
+        await eventually(lambda: len(s.targets) == 2)
+        assert s.roster.models() == []
+        await s.there.register(DECODE)
+        await eventually(lambda: s.roster.models() == ["m"])
+        assert s.roster.context_tokens("m") == 4000  # both must take it
+        assert s.roster.bootstrap(Target("p0", 1)) == ("p0", 8998)
+        assert {state.target.worker_id: state.part for state in s.scheduler.targets()} == {
+            "p0": "prefill",
+            "d0": "decode",
+        }
+        assert not s.worker("d0")["prefix_cache"]
+
+
+async def test_a_pair_that_fails_is_kept_apart_and_comes_back(eventually, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quarantine_module, "FIRST_SECONDS", 0.05)
+    async with site() as s:
+        for card in (PREFILL, DECODE):
+            await s.there.register(card)
+        await eventually(lambda: len(s.targets) == 4)
+        pair = Target("p0", 0), Target("d0", 1)
+        s.roster.failed_together(*pair, RendezvousFailed("handshake failed"))
+        assert s.worker("p0")["ranks"][0]["apart_from"] == ["d0/1"]
+        assert s.roster.pairs_apart() == (1, 1)
+        assert s.paths.statistics(0.0).pairs_apart == 1
+        assert all(s.available(target) for target in s.targets)
+        await eventually(lambda: s.paths.statistics(0.0).pairs_apart == 0)
+
+
+async def test_who_fails_with_two_others_rests_alone(eventually) -> None:
+    async with site() as s:
+        for card in (PREFILL, DECODE):
+            await s.there.register(card)
+        await eventually(lambda: len(s.targets) == 4)
+        for rank in (0, 1):
+            s.roster.failed_together(Target("p0", 0), Target("d0", rank), RendezvousFailed("bootstrap failed"))
+        assert {target for target in s.targets if not s.available(target)} == {Target("p0", 0)}
+        await s.there.register(msgspec.structs.replace(PREFILL, epoch=2))
+        await eventually(lambda: s.roster.pairs_apart() == (0, 2))  # another process: nothing is held against it
 
 
 async def test_block_sizes_do_not_matter_where_events_do_not(eventually) -> None:
@@ -162,7 +216,7 @@ def test_each_failure_doubles_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     target = Target("w0", 0)
     scheduler.add_target(target, capacity_tokens=6400, model="m")
     clock = FakeLoop()
-    ward = Quarantine(scheduler, clock)  # type: ignore[arg-type]
+    ward = Quarantine(scheduler.set_available, clock)  # type: ignore[arg-type]
     rests = []
     for _ in range(7):
         ward.failed(target, EngineFailed("again"))
