@@ -67,7 +67,9 @@ def warm(  # type: ignore[no-untyped-def]
 @njit(
     void(
         *(_BLOCKS, _BLOCKS, _BLOCKS, _BLOCKS, _BLOCKS, _TOKENS, _TOKENS, _TOKENS),
-        *(_MASK, int64, int64, int64, types.UniTuple(float64, 6), float64[::1]),
+        *(_MASK, int64, int64, int64),
+        *(float64, float64, float64, float64, float64, float64),
+        float64[::1],
     ),
     cache=True,
     nogil=True,
@@ -86,11 +88,15 @@ def linear(  # type: ignore[no-untyped-def]
     block_size,
     prompt,
     blocks,
-    weights,
+    overlap_credit,
+    credit_decay,
+    prefill_scale,
+    request_weight,
+    host_weight,
+    disk_weight,
     scores,
 ):
-    """The score of the policy `linear`, in blocks; its weights in the order of its options."""
-    overlap_credit, credit_decay, prefill_scale, request_weight, host_weight, disk_weight = weights
+    """The score of the policy `linear`, in blocks; its weights are its options."""
     least = np.iinfo(np.int64).max
     for slot in range(len(scores)):
         if eligible[slot]:

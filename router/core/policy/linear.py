@@ -63,7 +63,12 @@ class Linear(Policy):
             fleet.block_size,
             request.prompt_tokens,
             len(request.hashes),
-            self._weights,
+            float(self.overlap_score_credit),
+            float(self.overlap_score_credit_decay),
+            float(self.prefill_load_scale),
+            float(self.decode_active_request_weight),
+            float(self.host_cache_hit_weight),
+            float(self.disk_cache_hit_weight),
             scores,
         )
         return scores
@@ -71,15 +76,3 @@ class Linear(Policy):
     def pick(self, scores: NDArray[np.float64], eligible: NDArray[np.bool_], chance: Random) -> int:
         """By softmax over costs normalised by their range; at temperature 0 the lowest, exact ties by chance."""
         return pick.softmax(scores, eligible, chance, self.temperature)
-
-    @property
-    def _weights(self) -> tuple[float, float, float, float, float, float]:
-        """As the kernel takes them."""
-        return (
-            float(self.overlap_score_credit),
-            float(self.overlap_score_credit_decay),
-            float(self.prefill_load_scale),
-            float(self.decode_active_request_weight),
-            float(self.host_cache_hit_weight),
-            float(self.disk_cache_hit_weight),
-        )
