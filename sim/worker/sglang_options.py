@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
+
+logger = logging.getLogger(__name__)
 
 WITHOUT_EFFECT = (
     "--tp-size",
@@ -23,12 +26,17 @@ WITHOUT_EFFECT = (
     "--cuda-graph-max-bs",
     "--max-loras-per-batch",
     "--max-lora-rank",
+    "--hicache-ratio",
+    "--hicache-size",
+    "--hicache-write-policy",
+    "--hicache-io-backend",
 )
 """They take a value."""
 SWITCHES_WITHOUT_EFFECT = (
     "--trust-remote-code",
     "--enable-metrics",
     "--enable-dp-attention",
+    "--enable-hierarchical-cache",
     "--disable-overlap-schedule",
     "--skip-server-warmup",
 )
@@ -60,8 +68,9 @@ def translate(values: dict[str, Any]) -> dict[str, Any]:
     :raises ValueError: one cannot be read.
     """
     left = dict(values)
-    for name in (*WITHOUT_EFFECT, *SWITCHES_WITHOUT_EFFECT):
-        left.pop(name.removeprefix("--").replace("-", "_"))
+    idle = [name for name in (*WITHOUT_EFFECT, *SWITCHES_WITHOUT_EFFECT) if left.pop(name[2:].replace("-", "_"))]
+    if idle:
+        logger.warning("this is a model of an engine; without effect here: %s", ", ".join(idle))
     events, load = left.pop("kv_events_config"), left.pop("load_publish_endpoint")
     if events is not None:
         left |= _ports(events)
