@@ -50,18 +50,46 @@ def still_waiting(waiting, received_at, rate, now, tokens):  # type: ignore[no-u
 
 
 @njit(
-    void(_TOKENS, _BLOCKS, _BLOCKS, _TOKENS, _FLOATS, _TOKENS, _FLOATS, float64, float64, float64, float64[::1]),
+    void(
+        _TOKENS,
+        _BLOCKS,
+        _BLOCKS,
+        _TOKENS,
+        _FLOATS,
+        _TOKENS,
+        _TOKENS,
+        _FLOATS,
+        float64,
+        float64,
+        float64,
+        float64,
+        float64,
+        float64[::1],
+    ),
     cache=True,
     nogil=True,
 )
 def warm(  # type: ignore[no-untyped-def]
-    uncached, host, disk, booked, reported, requests, rate, host_tokens, disk_tokens, stall_weight, scores
+    uncached,
+    host,
+    disk,
+    booked,
+    reported,
+    requests,
+    context,
+    rate,
+    host_tokens,
+    disk_tokens,
+    work_weight,
+    stall_weight,
+    context_weight,
+    scores,
 ):
     """The score of the policy `warm`; a block on host or disk costs as much as that many tokens of prefill."""
     for slot in range(len(scores)):
-        own = (uncached[slot] + host_tokens * host[slot] + disk_tokens * disk[slot]) / rate[slot]
-        queue = max(np.float64(booked[slot]), reported[slot]) / rate[slot]
-        scores[slot] = queue + own * (1.0 + stall_weight * requests[slot])
+        own = uncached[slot] + host_tokens * host[slot] + disk_tokens * disk[slot]
+        queue = max(np.float64(booked[slot]), reported[slot]) + context_weight * context[slot]
+        scores[slot] = (queue + own * (work_weight + stall_weight * requests[slot])) / rate[slot]
 
 
 @njit(

@@ -1,6 +1,6 @@
 """Which path a request takes: to one worker that does all of it, or to a pair, one that prefills and one that decodes.
 
-Both are predicted in seconds, as the policy `warm` does, and the cheaper one is taken:
+Both are predicted in seconds, this request's and what those lose that are held up, and the cheaper one is taken:
 
     whole = queued / rate + own / rate · (1 + 0.1 · active requests)  at the best target for it, + overhead of whole requests
     pair  = the same at the best prefill target, where nobody decodes                           , + overhead of pairs
@@ -16,15 +16,15 @@ import enum
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from router.core.chance import Chance
 from router.core.decision import NoTarget, Pair, Placement
-from router.core.policy.warm import Warm
 from router.core.request import Part, RoutingRequest, Target
 
 if TYPE_CHECKING:
     from router.core.decision import Decision
     from router.core.scheduler import Considered, Scheduler
 
+HELD_UP_WEIGHT = 0.1
+"""How much a second by which a running request is held up counts, against a second of this request's own wait."""
 PAIR_OVERHEAD_SECONDS = 0.02
 """Of a pair, until one was seen: a rendezvous over HTTP and the transfer of a few thousand tokens."""
 MOST_OVERHEAD_SECONDS = 1.0
@@ -113,8 +113,6 @@ class Paths:
     def __init__(self, scheduler: Scheduler, *, conditional: bool = True) -> None:
         self._scheduler = scheduler
         self._conditional = conditional
-        self._warm = Warm()
-        self._chance = Chance(0).of(0)  # warm draws none
         self._overheads = {Path.WHOLE: Overhead(0.0), Path.PAIR: Overhead(PAIR_OVERHEAD_SECONDS)}
         self._apart: set[tuple[Target, Target]] = set()
         self._taken = dict.fromkeys(Path, 0)
@@ -220,8 +218,11 @@ class Paths:
         """Seconds, of its own wait and of what others lose."""
         if considered is None:
             return None
-        scores = self._warm.score(considered.fleet, considered.request, self._chance)
-        return float(scores[considered.slot]) + self._overheads[path].seconds(now)
+        fleet, slot = considered.fleet, considered.slot
+        own_seconds = fleet.uncached_tokens.item(slot) / fleet.prefill_rate.item(slot)
+        held_up = 0 if considered.request.part is Part.PREFILL else fleet.active_requests.item(slot)
+        seconds = fleet.ttft_seconds_of(slot) + HELD_UP_WEIGHT * own_seconds * held_up
+        return seconds + self._overheads[path].seconds(now)
 
     def _decision(self, request: RoutingRequest, now: float) -> Decision | None:
         return self._scheduler.explain(request, now) if self._scheduler.has(request.part) else None

@@ -18,23 +18,28 @@ if TYPE_CHECKING:
     from router.core.fleet import FleetView
     from router.core.request import RoutingRequest
 
-STALL_WEIGHT = 0.1
-"""How much a second by which a running request is held up counts, against a second of this request's own wait."""
+WORK_WEIGHT = 3.0
+"""A token that is prefilled again counts for itself, for those that queue behind it, and for what it pushes out of the caches."""
+STALL_WEIGHT = 1 / 50
+"""… and that much more for every request there: a prefill stalls them all."""
+CONTEXT_WEIGHT = 1 / 10
+"""A token of KV in use slows down every decode step, and is one less to be had: that part of a token of prefill."""
 HOST_CREDIT = 0.75
 DISK_CREDIT = 0.25
 """Part of a block's prefill that is saved by loading it from there: Dynamo's values, for want of a measurement."""
 
 
 class Warm(Policy):
-    """Predicted time to first token, plus a part of the time for which this prefill holds up each request there; in seconds."""
+    """The wait at a target, and the work that a request makes there for all, in seconds of prefill."""
 
     name = "warm"
 
     def score(self, fleet: FleetView, request: RoutingRequest, chance: Random) -> NDArray[np.float64]:
-        """(queued + own uncached tokens) / rate + 0.1 · own uncached tokens / rate · active requests.
+        """(queued + own uncached tokens · (3 + active requests / 50) + context tokens / 10) / rate.
 
-        Where only prefills run nobody is held up: what is there waits in line, and is counted as queued.
+        Where only prefills run nobody decodes: what is there waits in line, and is counted as queued.
         """
+        decodes = request.part is not Part.PREFILL
         scores = np.empty(len(fleet.eligible))
         kernels.warm(
             fleet.uncached_tokens,
@@ -43,10 +48,13 @@ class Warm(Policy):
             fleet.prefill_tokens,
             fleet.reported_prefill_tokens,
             fleet.active_requests,
+            fleet.context_tokens,
             fleet.prefill_rate,
             (1 - HOST_CREDIT) * fleet.block_size,
             (1 - DISK_CREDIT) * fleet.block_size,
-            0.0 if request.part is Part.PREFILL else STALL_WEIGHT,
+            WORK_WEIGHT,
+            STALL_WEIGHT if decodes else 0.0,
+            CONTEXT_WEIGHT if decodes else 0.0,
             scores,
         )
         return scores

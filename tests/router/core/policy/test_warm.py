@@ -24,14 +24,16 @@ def test_the_formula(request_of: RequestOf, view_of: ViewOf) -> None:
         device_blocks=[5, 0],
         prefill_tokens=[100, 0],
         active_requests=[3, 0],
+        context_tokens=[2000, 0],
         prefill_rate=[1000.0, 500.0],
     )
-    assert scores(view, request) == pytest.approx([(100 + 320) / 1000 + 0.1 * 0.320 * 3, 640 / 500])
+    busy = (100 + 320 * (3 + 3 / 50) + 2000 / 10) / 1000
+    assert scores(view, request) == pytest.approx([busy, 3 * 640 / 500])
 
 
 def test_a_cached_prompt_costs_its_last_token(request_of: RequestOf, view_of: ViewOf) -> None:
     request = request_of(blocks=10)
-    assert scores(view_of(request, 1, device_blocks=10), request) == pytest.approx([1 / 1000])
+    assert scores(view_of(request, 1, device_blocks=10), request) == pytest.approx([3 / 1000])
 
 
 def test_predictions_count_in_full_and_slower_tiers_in_part(request_of: RequestOf, view_of: ViewOf) -> None:
@@ -40,13 +42,13 @@ def test_predictions_count_in_full_and_slower_tiers_in_part(request_of: RequestO
         scores(view_of(request, 1, **{kind: 10}), request)[0]
         for kind in ("device_blocks", "predicted_blocks", "host_blocks", "disk_blocks")
     ]
-    assert kinds == pytest.approx([0.001, 0.001, 0.161, 0.481])
+    assert kinds == pytest.approx([0.003, 0.003, 0.483, 1.443])
 
 
 def test_the_engine_is_believed_when_it_reports_more(request_of: RequestOf, view_of: ViewOf) -> None:
     request = request_of(blocks=1)
     view = view_of(request, 3, prefill_tokens=[500, 500, 0], reported_prefill_tokens=[200.0, 900.0, 0.0])
-    assert scores(view, request) == pytest.approx([0.564, 0.964, 0.064])
+    assert scores(view, request) == pytest.approx([0.692, 1.092, 0.192])
 
 
 def test_the_holder_wins_until_its_queue_costs_more_than_the_cache_saves(
@@ -58,7 +60,7 @@ def test_the_holder_wins_until_its_queue_costs_more_than_the_cache_saves(
         view = view_of(request, 2, device_blocks=[90, 0], prefill_tokens=[queue, 0])
         return Warm().pick(Warm().score(view, request, Random(0)), view.eligible, Random(0))
 
-    assert [chosen(0), chosen(5000), chosen(6500)] == [0, 0, 1]
+    assert [chosen(0), chosen(17_000), chosen(17_500)] == [0, 0, 1]  # 3 · 90 blocks of 64
 
 
 def test_cold_prompts_spread_over_idle_targets_of_one_kind(request_of: RequestOf, view_of: ViewOf) -> None:
