@@ -68,6 +68,7 @@ class RouterConfig:
     block_size: int = 64
     conditional_disagg: bool = True
     kv_events: bool = True
+    parity_check: bool = True
     nats: str = f"nats://127.0.0.1:{NATS_PORT}"
     nats_port: int = NATS_PORT
     nats_store_dir: Path | None = None
@@ -276,6 +277,12 @@ def _fleet_options(group: argparse._ArgumentGroup) -> None:
         action=argparse.BooleanOptionalAction,
         default=RouterConfig.share_bookings,
         help="routers of one namespace count each other's requests in flight, over NATS (default: with --kv-events)",
+    )
+    group.add_argument(
+        "--no-parity-check",
+        dest="parity_check",
+        action="store_false",
+        help="use workers whose hashes, tokens or probe do not fit nevertheless; it is said and counted all the same",
     )
     group.add_argument(
         "--nats",

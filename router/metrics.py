@@ -142,6 +142,20 @@ class Metrics:
         self.silences = Counter(
             "warmpath_silences", "Times that a rank's adapter was not heard any more.", registry=registry
         )
+        self.parity_failures = Counter(
+            "warmpath_parity_failures",
+            "Workers whose events cannot match this router's prompts, by what does not fit.",
+            ("kind",),
+            registry=registry,
+        )
+        self.zero_match_alarms = Counter(
+            "warmpath_zero_match_alarms", "Targets whose events never matched what was sent there.", registry=registry
+        )
+        self.hit_resyncs = Counter(
+            "warmpath_hit_resyncs",
+            "Snapshots taken because cached tokens were persistently not as expected.",
+            registry=registry,
+        )
         self.engine_events_lost = Counter(
             "warmpath_engine_events_lost", "Event batches of engines that no replay could bring.", registry=registry
         )

@@ -57,6 +57,12 @@ class WorkerCard(msgspec.Struct, frozen=True, kw_only=True):
     bootstrap_port: int | None = None
     """Where a decode worker finds this prefill worker's KV (role prefill)."""
     engine_version: str = ""
+    hash_vector: tuple[int, ...] = ()
+    """`events.parity.hash_vector` as its adapter computes it; empty: it does not say."""
+    text_tokens: tuple[int, ...] = ()
+    """`events.parity.TEXT` as its engine tokenizes it; empty: it does not say."""
+    parity_failure: str | None = None
+    """Why its events cannot be trusted, as its adapter's probe found."""
     embedding: bool = False
     """It answers embeddings, rankings and classifications, and generates nothing."""
     migration_limit: int | None = None

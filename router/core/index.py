@@ -99,6 +99,10 @@ class PrefixIndex:
         self._clears += 1
         return self._table.clear(target)
 
+    def holds(self, target: int, prefix: int) -> bool:
+        """Whether a target holds a prefix in any tier. O(1)."""
+        return self._table.holds(target, prefix)
+
     def held(self, target: int, tier: Tier = Tier.DEVICE) -> NDArray[np.uint64]:
         """All that a target holds in a tier, uint64, in no particular order. O(prefixes in the index)."""
         return self._table.held(target, _TIERS[tier])

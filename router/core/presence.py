@@ -195,6 +195,17 @@ class PresenceTable:
         row = self._sets[code - kernels.SHARED][kernels.SET_WORDS + tier * words :][:words]
         return set(np.flatnonzero(np.unpackbits(row.view(np.uint8), bitorder="little")).tolist())
 
+    def holds(self, target: int, prefix: int) -> bool:
+        """Whether a target holds a prefix in any tier. O(1)."""
+        if target >= self._width:
+            return False
+        code = int(kernels.holders(self.state, prefix))
+        if code < kernels.SHARED:
+            return code > 0 and (code >> 3) - 1 == target
+        words = int(self.fields[kernels.WORDS])
+        bits = self._sets[code - kernels.SHARED][kernels.SET_WORDS + target // 64 :: words][: kernels.TIERS]
+        return any(int(word) >> (target % 64) & 1 for word in bits)
+
     def prefixes(self, tier: int = 0) -> int:
         """Distinct prefixes that anybody holds in a tier. O(1)."""
         return int(self.fields[kernels.PREFIXES + tier])

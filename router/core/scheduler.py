@@ -13,6 +13,7 @@ from events.messages import BlocksRemoved, BlocksStored, CacheCleared, Tier, unp
 from router.core import decision_kernels as kernels
 from router.core.chance import Chance
 from router.core.decision import Candidate, Decision, NoTarget, Placement
+from router.core.evidence import BeliefEvidence, Evidence
 from router.core.fleet import Fleet, FleetView
 from router.core.index import DEFAULT_MAX_BLOCKS, IndexStatistics, PrefixIndex
 from router.core.load import Booking, BookingObserver, Bookings, Reported, ReportedLoads
@@ -165,6 +166,7 @@ class Scheduler:
         self._bookings = Bookings()
         self._reported = ReportedLoads()
         self._rates = PrefillRates()
+        self._evidence = BeliefEvidence()
         self.observers: list[BookingObserver] = []
         """Told of every booking of this router's own."""
         self._tickets = count()
@@ -214,6 +216,7 @@ class Scheduler:
         self._bookings.add_target(slot)
         self._reported.add_target(slot)
         self._rates.add_target(slot)
+        self._evidence.add_target(slot)
         return slot
 
     def remove_target(self, target: Target) -> list[str]:
@@ -371,6 +374,7 @@ class Scheduler:
             if not booking.author:
                 self._expected_cached_tokens += booking.prompt_tokens - booking.uncached_tokens
                 self._actual_cached_tokens += cached_tokens
+                self._compare(booking, cached_tokens)
         if not booking.author:
             for observer in self.observers:
                 observer.prefilled(request_id, cached_tokens)
@@ -398,6 +402,8 @@ class Scheduler:
                 observer.freed(request_id, failed=failed)
         if booking.prefilling:
             self._rates.aborted(booking.slot, now, still_busy=self._is_prefilling(booking.slot))
+        if not failed and not booking.prefilling and not booking.author:
+            self._look_for_trace(booking)
         if failed:
             self._predicted.retract(booking.slot, booking.predicted, booking.ticket)
         elif generated is not None and not self._fleet.columns["exact"][booking.slot]:
@@ -471,6 +477,17 @@ class Scheduler:
             predicted=self._predicted.statistics(),
             rates=self._rates.statistics(),
         )
+
+    def evidence(self, target: Target) -> Evidence | None:
+        """Whether what is believed of a target comes true; None: it is not there. O(1)."""
+        slot = self._fleet.slot(target)
+        return None if slot is None else self._evidence.of(slot)
+
+    def forget_hits(self, target: Target) -> None:
+        """Compare a target's hits anew: what was believed is replaced. O(1)."""
+        slot = self._known(target)
+        if slot is not None:
+            self._evidence.forget(slot)
 
     def targets(self) -> list[TargetState]:
         """Every target's state, in the order of slots. O(targets · requests)."""
@@ -582,6 +599,16 @@ class Scheduler:
     def _held_blocks(self) -> NDArray[np.int64]:
         held = [self._index.held_blocks(slot) + self._predicted.held_blocks(slot) for slot in range(self._fleet.slots)]
         return np.array(held, np.int64)
+
+    def _compare(self, booking: Booking, cached_tokens: int) -> None:
+        """Hits where events are in step: elsewhere nobody promised any."""
+        if self._fleet.columns["exact"][booking.slot]:
+            self._evidence.compare(booking.slot, booking.prompt_tokens - booking.uncached_tokens, cached_tokens)
+
+    def _look_for_trace(self, booking: Booking) -> None:
+        """A request that ended well, and had blocks that were not there before, shows in its target's events."""
+        if len(booking.predicted) and self._fleet.columns["exact"][booking.slot]:
+            self._evidence.ended(booking.slot, int(booking.predicted[0]), self._index.holds)
 
     def _is_prefilling(self, slot: int) -> bool:
         return bool(self._bookings.columns["prefilling_requests"][slot])

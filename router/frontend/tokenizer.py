@@ -88,6 +88,10 @@ class ModelTokenizer:
             return self._encode_text(text)
         return await self._in_thread(self._encode_text, text)
 
+    def plain(self, text: str) -> NDArray[np.uint32]:
+        """A short text without any special tokens, uint32 (n,). O(n)."""
+        return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, np.uint32)
+
     async def chat(
         self, messages: Iterable[Mapping[str, Any]], arguments: Mapping[str, Any] | None = None
     ) -> NDArray[np.uint32]:

@@ -34,10 +34,12 @@ from router.frontend.routes import Frontend
 from router.frontend.server import listen
 from router.frontend.tokenizer import ModelDirError, ModelTokenizer, Tokenizers
 from router.metrics import Metrics
+from router.service.accounting import Accounting
 from router.service.collector import StateCollector
 from router.service.event_collector import EventCollector
 from router.service.feed import EventFeed
 from router.service.health import HealthOptions, WorkerHealth
+from router.service.parity import Parity
 from router.service.quarantine import Quarantine
 from router.service.replicas import Replicas
 from router.service.roster import Roster
@@ -161,6 +163,9 @@ class RouterService:
         )
         await feed.open()
         self.metrics.registry.register(EventCollector(feed))
+        accounting = Accounting(self.scheduler, feed, self.metrics, time.monotonic)
+        self.metrics.registry.register(accounting)
+        parts.callback(asyncio.create_task(accounting.run(), name="accounting").cancel)
         parts.push_async_callback(feed.close)
         return feed
 
@@ -205,8 +210,15 @@ class RouterService:
         parts.callback(asyncio.create_task(health.run(), name="worker health").cancel)
         loop = asyncio.get_running_loop()
         apart = Quarantine[tuple[Target, Target]](lambda pair, together: self.paths.set_together(*pair, together), loop)
-        roster = Roster(self._registries(), self.scheduler, feed, health, apart, block_size=config.block_size)
+        parity = Parity(config.block_size, self.metrics, self._tokens_of, refuse=config.parity_check)
+        roster = Roster(
+            self._registries(), self.scheduler, feed, health, apart, block_size=config.block_size, parity=parity
+        )
         return roster
+
+    def _tokens_of(self, _: str, text: str) -> list[int] | None:
+        """Our own tokens of a text: there is one tokenizer for all models."""
+        return None if self.tokenizer is None else self.tokenizer.plain(text).tolist()
 
     def _registries(self) -> Sequence[Registry]:
         registries: list[Registry] = []

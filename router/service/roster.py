@@ -10,6 +10,7 @@ from events.membership import Joined, Left, RegistryError, Role
 from router.core import Part, Target
 from router.dispatch.errors import EngineAborted, EngineBusy, EngineUnreachable
 from router.frontend.template import template_fault
+from router.service.parity import Parity
 from router.service.served import longest_prompts, say_differences, served_models
 
 if TYPE_CHECKING:
@@ -72,13 +73,14 @@ class Roster:
         apart: Quarantine[tuple[Target, Target]],
         *,
         block_size: int,
+        parity: Parity | None = None,
     ) -> None:
         self._registries = registries
         self._scheduler = scheduler
         self._feed = feed
         self._quarantine = quarantine
         self._apart = apart
-        self._block_size = block_size
+        self._parity = parity or Parity(block_size)
         self._cards: dict[str, WorkerCard] = {}
         self._refused: dict[str, str] = {}
         self._served: dict[str, ServedModel] = {}
@@ -133,12 +135,7 @@ class Roster:
         if card.chat_template is not None and (fault := template_fault(card.chat_template)):
             return f"its chat template, {fault}"
         consumes = self._feed is not None and card.kv_events
-        if consumes and card.block_size != self._block_size:
-            return (
-                f"its events come in blocks of {card.block_size} tokens, this router's --block-size is "
-                f"{self._block_size}: their hashes can never match; start both with the same"
-            )
-        return None
+        return self._parity.objection(card) if consumes else None
 
     def _add(self, target: Target, card: WorkerCard) -> None:
         self._scheduler.add_target(

@@ -146,6 +146,9 @@ class FakeServer:
         self.silent_ranks: set[int] = set()
         self.ready_status = 200
         self.ranks: list[FakeRank] = []
+        self.stores = None
+        """What a rank publishes when it is sent a prompt: a coroutine function of both."""
+        self.tokenizes = True
 
     def _info(self, page_size):
         source = {"publisher": "zmq", "endpoint_host": "*", "endpoint_port_base": self._kv_port, "topic": self._topic}
@@ -182,6 +185,7 @@ class FakeServer:
         for path in ("/server_info", "/ready", "/v1/loads"):
             app.router.add_get(path, self._answer)
         app.router.add_post("/generate", self._generate)
+        app.router.add_post("/v1/tokenize", self._tokenize)
         self._runner = web.AppRunner(app)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", self.http_port, reuse_address=True).start()
@@ -198,8 +202,16 @@ class FakeServer:
         """Answers only if its rank does."""
         body = await request.json()
         self.probed.append(body)
-        silent = body.get("routed_dp_rank", 0) in self.silent_ranks
+        rank = body.get("routed_dp_rank", 0)
+        if self.stores is not None and rank not in self.silent_ranks:
+            await self.stores(self.ranks[rank], body["input_ids"])
+        silent = rank in self.silent_ranks
         return web.json_response({}, status=500 if silent else 200)
+
+    async def _tokenize(self, request):
+        body = await request.json()
+        assert body["add_special_tokens"] is False
+        return web.json_response({"tokens": [len(body["prompt"])]} if self.tokenizes else {}, status=200)
 
     async def _answer(self, request):
         self.asked.append(request.path)

@@ -38,14 +38,19 @@ def hashes(tokens):
 class Outside:
     """What a router sees: cards, events, loads, snapshots; and the adapter that causes them."""
 
-    def __init__(self, server, registry=None, **pace):
+    def __init__(self, server, registry=None, *, parity_probe=False, **pace):
         broker, self.directory = MemoryBroker(), MemoryDirectory()
         self.bus, self._bus = MemoryBus(broker), MemoryBus(broker)
         self.registry = registry or MemoryRegistry(self.directory)
         self.chosen = Chosen(server.url, "w:0", BLOCK)
         self.announced = []
         self.adapter = Adapter(
-            self.chosen, self._bus, self.registry, pace=PACE._replace(**pace), announce=self.announced.append
+            self.chosen,
+            self._bus,
+            self.registry,
+            pace=PACE._replace(**pace),
+            parity_probe=parity_probe,
+            announce=self.announced.append,
         )
         self.events, self.loads, self.marks = [], [], []
 

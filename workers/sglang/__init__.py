@@ -5,6 +5,7 @@
 `subscription`  one rank's payloads in order, each exactly once (live, replay, gaps)
 `mirror`        what one rank holds: engine pages → routing blocks
 `relay`         the mirror's changes on the bus, and snapshots on request
+`probe`         a prompt that must come back as a cache event, before registration
 `checkpoints`   snapshots kept at the broker (`--durable-events`)
 `load`          what a scheduler reports of itself
 `card`          `/server_info` → worker card and endpoints

@@ -161,7 +161,16 @@ def _stated(options: argparse.Namespace) -> Mapping[str, object]:
 def _adapter(options: argparse.Namespace, chosen: Chosen, bus: NatsBus, registry: Registry) -> Adapter:
     pace = Pace(load_poll_seconds=options.load_poll_seconds)
     history = jetstream_history(bus, options.namespace, durable.limits_of(options)) if options.durable_events else None
-    return Adapter(chosen, bus, registry, namespace=options.namespace, pace=pace, history=history, announce=_announce)
+    return Adapter(
+        chosen,
+        bus,
+        registry,
+        namespace=options.namespace,
+        pace=pace,
+        history=history,
+        parity_probe=options.parity_probe,
+        announce=_announce,
+    )
 
 
 async def _until_signalled(adapter: Adapter) -> None:

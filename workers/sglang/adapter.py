@@ -24,6 +24,7 @@ from .card import describe
 from .checkpoints import RankCheckpoints
 from .engine import Engine, EngineGone, EngineUnreachable
 from .load import LoadError, LoadSubscription, from_loads
+from .probe import ParityProbe
 from .readiness import check_serving
 from .relay import RankRelay, RelayStatistics
 from .subscription import RankSubscription, SubscriptionStatistics
@@ -92,6 +93,7 @@ class Adapter:
         namespace: str = "default",
         pace: Pace | None = None,
         history: History | None = None,
+        parity_probe: bool = True,
         announce: Callable[[WorkerCard], None] = lambda card: None,
     ) -> None:
         self._chosen = chosen
@@ -100,6 +102,7 @@ class Adapter:
         self._namespace = namespace
         self._pace = pace or Pace()
         self._history = history
+        self._parity_probe = parity_probe
         self._announce = announce
         self._context = zmq.asyncio.Context()
         self._epoch = 0
@@ -174,6 +177,8 @@ class Adapter:
         card = description.card
         async with AsyncExitStack() as streams:
             await self._open(streams, description)
+            if self._parity_probe:
+                card = await ParityProbe(engine, card).proven(self._ranks)
             await self._register(card)
             async with asyncio.TaskGroup() as tasks:
                 for relay, subscription in self._ranks:

@@ -57,6 +57,18 @@ class Engine:
         listed = await self._get_object(["/v1/models"])
         return tuple(sorted(str(model["id"]) for model in listed.get("data") or () if model.get("parent")))
 
+    async def tokenize(self, model: str, text: str) -> list[int]:
+        """The server's tokens of a text, without special ones; none if it has no tokenizer, or no such route."""
+        body = {"model": model, "prompt": text, "add_special_tokens": False}
+        timeout = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
+        try:
+            async with self._session.post(f"{self.url}/v1/tokenize", json=body, timeout=timeout) as response:
+                said = await response.json(content_type=None) if response.status == 200 else {}
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
+            return []
+        tokens = said.get("tokens") if isinstance(said, dict) else None
+        return tokens if isinstance(tokens, list) and all(isinstance(token, int) for token in tokens) else []
+
     async def check_alive(self) -> None:
         """Return if the server takes requests; versions that do not say so need only answer.
 

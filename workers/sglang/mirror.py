@@ -200,6 +200,10 @@ class CacheMirror:
         self._clears += 1
         return [CacheCleared()]
 
+    def holds(self, hashes: list[int], tier: Tier = Tier.DEVICE) -> bool:
+        """Whether all these blocks are held in a tier. O(n)."""
+        return all(block in self._tiers[tier].blocks for block in hashes)
+
     def held(self) -> list[BlocksStored]:
         """All that is held, per tier, every prefix before what it is a prefix of. O(blocks)."""
         return [

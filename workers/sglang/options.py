@@ -108,6 +108,12 @@ def _routing_options(parser: argparse.ArgumentParser) -> None:
         help="routing block, the same for all routers and workers; any page size of the server will do (default: %(default)s)",
     )
     durable.add_options(parser)
+    add(
+        *("--no-parity-probe",),
+        dest="parity_probe",
+        action="store_false",
+        help="register without proof that the engine's cache events are those of the prompts that it gets",
+    )
     add("--worker-id", metavar="ID", help="name of the worker (default: host and port of the server)")
     add(
         *("--load-poll-seconds",),

@@ -19,7 +19,7 @@ from events.messages import BlocksStored, CacheCleared, CacheEvent, KvEvents, Kv
 
 from .mirror import CacheMirror, MirrorStatistics
 from .subscription import Frame, SubscriptionStatistics
-from .wire import DecoderStatistics, EventDecoder, WireError, coalesce
+from .wire import DecoderStatistics, EngineStored, EventDecoder, WireError, coalesce
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -68,6 +68,8 @@ class RankRelay:
         self._serving: Subscription | None = None
         self._seq = -1
         self._published_bytes = 0
+        self.page_sizes: set[int] = set()
+        """Of all stores so far, as the engine's events say."""
         self._snapshots = self._resets = self._other_ranks = 0
 
     def __repr__(self) -> str:
@@ -103,6 +105,10 @@ class RankRelay:
     def seq(self) -> int:
         """Last event message; -1 before the first."""
         return self._seq
+
+    def holds(self, hashes: list[int]) -> bool:
+        """Whether all these blocks are held on the device. O(n)."""
+        return self._mirror.holds(hashes)
 
     @property
     def published_bytes(self) -> int:
@@ -156,7 +162,9 @@ class RankRelay:
             if not self._other_ranks:
                 logger.warning("%r: its port carries events of rank %s", self, batch.rank)
             self._other_ranks += 1
-        return [change for event in coalesce(batch.events) for change in self._mirror.apply(event)]
+        events = coalesce(batch.events)
+        self.page_sizes.update(event.page_size for event in events if isinstance(event, EngineStored))
+        return [change for event in events for change in self._mirror.apply(event)]
 
     def _reset(self, reason: str) -> list[CacheEvent]:
         """Removals may be among what is lost: rather believe nothing than too much."""

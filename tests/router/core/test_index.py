@@ -60,6 +60,14 @@ class IndexAgainstSets(RuleBasedStateMachine):
             assert [blocks[target] for blocks in overlap] == [reach[0], reach[1] - reach[0], reach[2] - reach[1], 0]
             assert overlap.cached_blocks()[target] == reach[2]
 
+    @rule(number=st.integers(0, 4), prefixes=PREFIXES)
+    def hold(self, number: int, prefixes: list[int]) -> None:
+        target = self.target(number)
+        known = set().union(*(self.held.get((target, tier), set()) for tier in Tier))
+        assert [prefix for prefix in prefixes if self.index.holds(target, prefix)] == [
+            p for p in prefixes if p in known
+        ]
+
     @invariant()
     def holds_the_same(self) -> None:
         self.index._check()

@@ -1,0 +1,123 @@
+"""Acts on the evidence: an alarm where events never match prompts, a new snapshot where hits are persistently not as expected."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, NamedTuple
+
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from prometheus_client.metrics_core import Metric
+
+    from router.core import Scheduler, Target
+    from router.core.evidence import Evidence
+    from router.metrics import Metrics
+    from router.service.feed import EventFeed
+
+logger = logging.getLogger(__name__)
+
+LOOK_SECONDS = 2.0
+UNTRACED_REQUESTS = 50
+"""So many requests without a trace in their target's events are no accident."""
+COMPARED_REQUESTS = 32
+HIT_ERROR = 0.25
+FIRST_PAUSE_SECONDS = 30.0
+LONGEST_PAUSE_SECONDS = 960.0
+
+
+class Doubt(NamedTuple):
+    """When a target was last resynchronised for its hits, and how long it is left alone after that."""
+
+    at: float
+    pause_seconds: float
+
+
+class Accounting(Collector):
+    """Looks at the evidence of every followed target now and then."""
+
+    def __init__(self, scheduler: Scheduler, feed: EventFeed, metrics: Metrics, clock: Callable[[], float]) -> None:
+        self._scheduler = scheduler
+        self._feed = feed
+        self._metrics = metrics
+        self._clock = clock
+        self._alarmed: set[Target] = set()
+        self._doubts: dict[Target, Doubt] = {}
+
+    def __repr__(self) -> str:
+        return f"<Accounting, {len(self._alarmed)} alarms, {len(self._doubts)} doubts>"
+
+    async def run(self) -> None:
+        """Look for as long as it runs."""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            self.look()
+
+    def look(self) -> None:
+        """Compare, say, resynchronise. O(targets)."""
+        followed = self._feed.targets()
+        for gone in (self._alarmed | self._doubts.keys()) - set(followed):
+            self._alarmed.discard(gone)
+            self._doubts.pop(gone, None)
+        for target in followed:
+            evidence = self._scheduler.evidence(target)
+            if evidence is not None:
+                self._match(target, evidence)
+                self._hits(target, evidence)
+
+    def collect(self) -> Iterable[Metric]:
+        """Hit errors and alarms, as of now."""
+        error = GaugeMetricFamily(
+            "warmpath_hit_prediction_error",
+            "Expected less actual cached tokens of late, as a share of the larger.",
+            labels=("target",),
+        )
+        alarm = GaugeMetricFamily(
+            "warmpath_zero_match", "1: its events never match what was sent there.", labels=("target",)
+        )
+        for target in self._feed.targets():
+            evidence = self._scheduler.evidence(target)
+            if evidence is not None:
+                error.add_metric((str(target),), evidence.hit_error)
+                alarm.add_metric((str(target),), target in self._alarmed)
+        return error, alarm
+
+    def _match(self, target: Target, evidence: Evidence) -> None:
+        if evidence.untraced_requests < UNTRACED_REQUESTS:
+            self._alarmed.discard(target)
+            return
+        if target in self._alarmed:
+            return
+        self._alarmed.add(target)
+        self._metrics.zero_match_alarms.inc()
+        logger.error(
+            "%s: the last %d prompts left no trace in its cache events: its tokenizer, chat template or hashes differ from this "
+            "router's, or its events are another engine's; cache-aware routing to it does not work",
+            target,
+            evidence.untraced_requests,
+        )
+
+    def _hits(self, target: Target, evidence: Evidence) -> None:
+        if evidence.compared_requests < COMPARED_REQUESTS or abs(evidence.hit_error) < HIT_ERROR:
+            return
+        now = self._clock()
+        doubt = self._doubts.get(target)
+        if doubt is not None and now - doubt.at < doubt.pause_seconds:
+            return
+        forgiven = doubt is None or now - doubt.at > 2 * doubt.pause_seconds
+        pause_seconds = (
+            FIRST_PAUSE_SECONDS if forgiven or doubt is None else min(2 * doubt.pause_seconds, LONGEST_PAUSE_SECONDS)
+        )
+        self._doubts[target] = Doubt(now, pause_seconds)
+        self._metrics.hit_resyncs.inc()
+        logger.warning(
+            "%s: cached tokens were %+.0f %% off what its index promised, over the last requests: taking a snapshot",
+            target,
+            -100 * evidence.hit_error,
+        )
+        self._scheduler.forget_hits(target)
+        self._feed.distrust(target)
