@@ -20,7 +20,7 @@ import numpy as np
 import xxhash
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from types import ModuleType
 
     from numpy.typing import NDArray
@@ -29,15 +29,18 @@ SEED = 1337
 DEFAULT_BLOCK_SIZE = 64
 NO_HASHES: NDArray[np.uint64] = np.empty(0, np.uint64)
 NO_HASHES.flags.writeable = False
+_UINT32 = np.dtype("<u4")
 _kernels: ModuleType | None = None
+_hash_sequence: Callable[..., None] | None = None
 
 
 def load_kernels() -> None:
     """Hash with compiled kernels from now on. Loads them from numba's cache, or compiles them: a second, or several once."""
-    global _kernels  # noqa: PLW0603 - the one choice of this module, made once
+    global _kernels, _hash_sequence  # the one choice of this module, made once
     from events import xxh3
+    from events.entry import entry
 
-    _kernels = xxh3
+    _kernels, _hash_sequence = xxh3, entry(xxh3.hash_sequence)
 
 
 def as_tokens(tokens: Sequence[int] | NDArray[np.uint32]) -> NDArray[np.uint32]:
@@ -49,9 +52,11 @@ def as_tokens(tokens: Sequence[int] | NDArray[np.uint32]) -> NDArray[np.uint32]:
         return np.ascontiguousarray(tokens)
     if type(tokens) is list and tokens and type(tokens[0]) is int:
         try:
-            return np.frombuffer(
-                array.array("I", tokens), np.uint32
-            )  # much faster than numpy, which looks for every type
+            ids = array.array("I")
+            ids.fromlist(
+                tokens
+            )  # the fastest way: numpy would look for every type, and a constructor for every iterable
+            return np.frombuffer(ids, np.uint32)
         except (TypeError, OverflowError):
             pass  # said below, with the reason
     try:
@@ -125,8 +130,10 @@ def sequence_hashes(
     >>> [int(h) for h in sequence_hashes(np.arange(1, 129, dtype=np.uint32), 64)]
     [17732852320395450624, 1050256074108617503]
     """
-    if _kernels is None:
+    if _hash_sequence is None:
         return chain(block_hashes(tokens, block_size, seed), parent)
+    if tokens.dtype is not _UINT32 or not tokens.flags.c_contiguous:
+        tokens = np.ascontiguousarray(tokens, _UINT32)
     hashes = np.empty(len(tokens) // block_size, np.uint64)
-    _kernels.hash_sequence(tokens, block_size, seed, parent or 0, parent is not None, hashes)
+    _hash_sequence(tokens, block_size, seed, parent or 0, parent is not None, hashes)
     return hashes

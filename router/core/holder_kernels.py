@@ -45,6 +45,9 @@ DONE, CHANGED, ATTENTION, SPARSE, EVICTED = range(35, 40)
 STORES, STORED, REMOVALS, REMOVED = range(40, 44)
 STATE_SIZE = 44
 
+# What a match is asked.
+EXACT, PREDICTED, REACH, ALIVE, MATCHED, TOUCHED = range(6)
+
 # A shared set: hash, number of cells (or the next free set), tiers as bits, then its words, tier by tier.
 SET_HASH, SET_CELLS, SET_TIERS, SET_WORDS = range(4)
 SCRATCH = 0
@@ -53,6 +56,7 @@ SCRATCH = 0
 SHARED = 0x8000_0000
 NONE = -1
 FINISHED = -2
+SEVERAL = -2
 
 intrinsic: Any = extending.intrinsic  # typed with the arguments of its implementation, not of its calls
 I64, U64, U32, U8 = types.int64, types.uint64, types.uint32, types.uint8
@@ -158,16 +162,6 @@ def _fetch_slot(state, generation, key):  # type: ignore[no-untyped-def]
 
 
 @inline
-def _fetch_ahead(state, hashes, position):  # type: ignore[no-untyped-def]
-    """The slots of the keys a few places further on; those of the first few at the start."""
-    count = np.int64(len(hashes))
-    first = position + AHEAD if position else np.int64(0)
-    for index in range(first, min(count, position + AHEAD + 1)):
-        _fetch_slot(state, NEWER, hashes[np.uint64(index)])
-        _fetch_slot(state, OLDER, hashes[np.uint64(index)])
-
-
-@inline
 def _locate(state, generation, key):  # type: ignore[no-untyped-def]
     """The slot that leads to a key's cell, or NONE. O(1)."""
     slots, keys = at(state, generation + SLOTS), at(state, generation + KEYS)
@@ -206,18 +200,18 @@ def _occupy(state, key, cell):  # type: ignore[no-untyped-def]
     put_word(slots, slot, tag << _HALF | np.uint64(cell + 1))
 
 
-@inner
-def _vacate(state, gap):  # type: ignore[no-untyped-def]
+@inline
+def _close(slots, mask, shift, gap):  # type: ignore[no-untyped-def]
     """Empty a slot, and move up what was pushed past it, so that no probe ends too early."""
-    slots, mask = at(state, NEWER + SLOTS), _mask(state, NEWER)
-    shift = np.uint64(_HALF + np.uint64(at(state, NEWER + SHIFT)))
     slot = (gap + 1) & mask
-    while word_at(slots, slot) != _EMPTY:
-        home = np.int64(word_at(slots, slot) >> shift)
+    word = word_at(slots, slot)
+    while word != _EMPTY:
+        home = np.int64(word >> (_HALF + shift))
         if (slot - home) & mask >= (slot - gap) & mask:
-            put_word(slots, gap, word_at(slots, slot))
+            put_word(slots, gap, word)
             gap = slot
         slot = (slot + 1) & mask
+        word = word_at(slots, slot)
     put_word(slots, gap, _EMPTY)
 
 
@@ -247,7 +241,8 @@ def _drop_cell(state, generation, cell):  # type: ignore[no-untyped-def]
     put_code(at(state, generation + HOLDERS), cell, np.uint32(0))
     put(state, generation + LIVE, at(state, generation + LIVE) - 1)
     if generation == NEWER:
-        _vacate(state, _locate(state, NEWER, word_at(at(state, NEWER + KEYS), cell)))
+        slot = _locate(state, NEWER, word_at(at(state, NEWER + KEYS), cell))
+        _close(at(state, NEWER + SLOTS), _mask(state, NEWER), np.uint64(at(state, NEWER + SHIFT)), slot)
         put(at(state, NEWER + KEYS), cell, at(state, NEWER + FREE))
         put(state, NEWER + FREE, cell)
 
@@ -523,48 +518,79 @@ def _end(state, position, count, changed):  # type: ignore[no-untyped-def]
     return at(state, CHANGED) if position == count else np.int64(NONE)
 
 
+@inline
+def _seek(slots, keys, shift, mask, key):  # type: ignore[no-untyped-def]
+    """The slot that leads to a key's cell, or the empty one where it would; and the cell, or NONE. O(1)."""
+    tag = _tag(key)
+    slot = np.int64(tag >> shift)
+    while True:
+        word = word_at(slots, slot)
+        if word == _EMPTY:
+            return slot, np.int64(NONE)
+        if word >> _HALF == tag and word_at(keys, np.int64(word & _LOW) - 1) == key:
+            return slot, np.int64(word & _LOW) - 1
+        slot = (slot + 1) & mask
+
+
 @njit(I64(I64, I64, I64, HASHES), nogil=True, cache=True)
 def store(state, target, tier, hashes):  # type: ignore[no-untyped-def]
     """A target holds prefixes; returns how many are new to it, or NONE when the caller must see to room and call again. O(n)."""
-    count, position, changed = len(hashes), _begin(state), np.int64(0)
-    if (
-        at(state, OLDER + SLOTS) != 0
-        and position < count
-        and migrate(state, MIGRATED_PER_STORED * (count - position)) == 0
-    ):
+    count, position, changed = np.int64(len(hashes)), _begin(state), np.int64(0)
+    older = at(state, OLDER + SLOTS) != 0
+    if older and position < count and migrate(state, MIGRATED_PER_STORED * (count - position)) == 0:
         put(state, ATTENTION, np.int64(0))
-    room = at(state, ATTENTION) - at(state, NEWER + LIVE)
-    before, after, last = np.uint32(0), _with(state, np.uint32(0), target, tier), np.int64(NONE)
-    memo_before, memo_after = before, after
+    # What every new key needs is kept at hand; the state gets it back at the end.
+    slots, keys, codes = at(state, NEWER + SLOTS), at(state, NEWER + KEYS), at(state, NEWER + HOLDERS)
+    shift, mask = np.uint64(at(state, NEWER + SHIFT)), _mask(state, NEWER)
+    top, free, capacity = at(state, NEWER + TOP), at(state, NEWER + FREE), at(state, NEWER + CAPACITY)
+    room, made = at(state, ATTENTION) - at(state, NEWER + LIVE), np.int64(0)
+    alone = np.uint32((target + 1) << 3 | np.int64(1) << tier)
+    memo_before, memo_after, last = np.uint32(0), alone, np.int64(NONE)
+    for index in range(position, min(count, position + AHEAD)):
+        fetch(slots, np.int64(_tag(hashes[np.uint64(index)]) >> shift))
     while position < count:
-        if _sets_full(state) or room <= 0:
+        if room <= 0:
             break
-        _fetch_ahead(state, hashes, position)
-        key, generation = hashes[np.uint64(position)], np.int64(NEWER)
-        cell = _find(state, NEWER, key)
-        if cell == NONE and at(state, OLDER + SLOTS) != 0:
-            cell = _find(state, OLDER, key)
-            if cell != NONE:
-                generation = np.int64(OLDER)
+        if position + AHEAD < count:
+            fetch(slots, np.int64(_tag(hashes[np.uint64(position + AHEAD)]) >> shift))
+        key = hashes[np.uint64(position)]
+        slot, cell = _seek(slots, keys, shift, mask, key)
+        generation = np.int64(NEWER)
+        if cell == NONE and older:
+            cell, generation = _find(state, OLDER, key), np.int64(OLDER)
         if cell == NONE:
-            cell = _new_cell(state, key)
-            if cell == NONE:
+            if free != NONE:
+                cell, free = free, at(keys, free)
+            elif top < capacity:
+                cell, top = top, top + 1
+            else:
                 break
-            put_code(at(state, NEWER + HOLDERS), cell, np.uint32(0))
+            put_word(keys, cell, key)
+            put_word(slots, slot, _tag(key) << _HALF | np.uint64(cell + 1))
+            put_code(codes, cell, alone)
             room -= 1
-        elif cell // GROUP != last:
+            made += 1
+            position += 1
+            continue
+        if _sets_full(state):
+            break
+        if cell // GROUP != last:
             last = cell // GROUP
             put_mark(at(state, generation + RECENT), last, np.uint8(1))
         before = code_at(at(state, generation + HOLDERS), cell)
         if before != memo_before:
             memo_before, memo_after = before, _with(state, before, target, tier)
-        after = memo_after
-        if after != before:
-            put_code(at(state, generation + HOLDERS), cell, after)
+        if memo_after != before:
+            put_code(at(state, generation + HOLDERS), cell, memo_after)
             changed += 1
-            if _recount(state, before, after):
-                memo_before, memo_after = np.uint32(0), _with(state, np.uint32(0), target, tier)
+            if _recount(state, before, memo_after):
+                memo_before, memo_after = np.uint32(0), alone
         position += 1
+    put(state, NEWER + TOP, top)
+    put(state, NEWER + FREE, free)
+    put(state, NEWER + LIVE, at(state, NEWER + LIVE) + made)
+    put(state, PREFIXES + tier, at(state, PREFIXES + tier) + made)
+    changed += made
     _count_held(state, target, tier, changed)
     put(state, STORED, at(state, STORED) + changed)
     if position == count:
@@ -578,33 +604,53 @@ def remove(state, target, tier, hashes):  # type: ignore[no-untyped-def]
 
     :returns: FINISHED - n instead of n if the caller should look whether the table is too large now.
     """
-    count, position, changed = len(hashes), _begin(state), np.int64(0)
-    done_migrating = at(state, OLDER + SLOTS) != 0 and migrate(state, MIGRATED_PER_STORED * (count - position)) == 0
+    count, position, changed = np.int64(len(hashes)), _begin(state), np.int64(0)
+    older = at(state, OLDER + SLOTS) != 0
+    done_migrating = older and migrate(state, MIGRATED_PER_STORED * (count - position)) == 0
+    slots, keys, codes = at(state, NEWER + SLOTS), at(state, NEWER + KEYS), at(state, NEWER + HOLDERS)
+    shift, mask = np.uint64(at(state, NEWER + SHIFT)), _mask(state, NEWER)
+    free, gone = at(state, NEWER + FREE), np.int64(0)
+    alone = np.uint32((target + 1) << 3 | np.int64(1) << tier)
     memo_before, memo_after = np.uint32(0), np.uint32(0)
+    for index in range(position, min(count, position + AHEAD)):
+        fetch(slots, np.int64(_tag(hashes[np.uint64(index)]) >> shift))
     while position < count:
+        if position + AHEAD < count:
+            fetch(slots, np.int64(_tag(hashes[np.uint64(position + AHEAD)]) >> shift))
+        key = hashes[np.uint64(position)]
+        slot, cell = _seek(slots, keys, shift, mask, key)
+        if cell != NONE and code_at(codes, cell) == alone:
+            put_code(codes, cell, np.uint32(0))
+            _close(slots, mask, shift, slot)
+            put(keys, cell, free)
+            free = cell
+            gone += 1
+            position += 1
+            continue
+        generation = np.int64(NEWER)
+        if cell == NONE and older:
+            cell, generation = _find(state, OLDER, key), np.int64(OLDER)
+        if cell == NONE:
+            position += 1
+            continue
         if _sets_full(state):
             break
-        _fetch_ahead(state, hashes, position)
-        key, generation = hashes[np.uint64(position)], np.int64(NEWER)
-        cell = _find(state, NEWER, key)
-        if cell == NONE and at(state, OLDER + SLOTS) != 0:
-            cell = _find(state, OLDER, key)
-            generation = np.int64(OLDER)
         position += 1
-        if cell == NONE:
-            continue
         before = code_at(at(state, generation + HOLDERS), cell)
         if before != memo_before:
             memo_before, memo_after = before, _without(state, before, target, np.int64(1) << tier)
         after = memo_after
         if after != before:
             changed += 1
-            if after == 0:
-                _drop_cell(state, generation, cell)
-            else:
-                put_code(at(state, generation + HOLDERS), cell, after)
+            put_code(at(state, generation + HOLDERS), cell, after)
+            if after == 0:  # in the older generation: in the newer one its holder would be the only one
+                put(state, OLDER + LIVE, at(state, OLDER + LIVE) - 1)
             if _recount(state, before, after):
                 memo_before, memo_after = np.uint32(0), np.uint32(0)
+    put(state, NEWER + FREE, free)
+    put(state, NEWER + LIVE, at(state, NEWER + LIVE) - gone)
+    put(state, PREFIXES + tier, at(state, PREFIXES + tier) - gone)
+    changed += gone
     _count_held(state, target, tier, -changed)
     put(state, REMOVED, at(state, REMOVED) + changed)
     if position < count:
@@ -730,7 +776,10 @@ def _run(keys, holders_, cell, top, code, hashes, position):  # type: ignore[no-
     """How many further blocks the neighbours of a cell hold with the same holders. O(result)."""
     length = np.int64(0)
     limit = min(top - cell, np.int64(len(hashes)) - position)
+    given = np.int64(hashes.ctypes.data)
     for step in range(0, min(limit, FETCHED), 16):
+        fetch(given, position + step)
+        fetch(given, position + step + 8)
         fetch(keys, cell + step)
         fetch(keys, cell + step + 8)
         fetch(holders_, (cell + step) >> 1)
@@ -758,6 +807,29 @@ def _mark(recent, cell, length):  # type: ignore[no-untyped-def]
 
 
 @inline
+def _arrive(state, generation, key):  # type: ignore[no-untyped-def]
+    """A key's cell, or NONE, as `_find`; what a walk from there reads comes along while the key is compared."""
+    slots, keys = at(state, generation + SLOTS), at(state, generation + KEYS)
+    if slots == 0:
+        return np.int64(NONE)
+    tag, mask = _tag(key), _mask(state, generation)
+    slot = np.int64(tag >> np.uint64(at(state, generation + SHIFT)))
+    while True:
+        word = word_at(slots, slot)
+        if word == _EMPTY:
+            return np.int64(NONE)
+        if word >> _HALF == tag:
+            cell = np.int64(word & _LOW) - 1
+            fetch(at(state, generation + HOLDERS), cell >> 1)
+            fetch(keys, cell + 8)
+            if word_at(keys, cell) == key and (
+                generation == NEWER or code_at(at(state, generation + HOLDERS), cell) != 0
+            ):
+                return cell
+        slot = (slot + 1) & mask
+
+
+@inline
 def _next(state, generation, cell, key):  # type: ignore[no-untyped-def]
     """A key's generation and cell, given the cell of the block before: mostly the neighbour. NONE: nobody holds it."""
     if cell != NONE:
@@ -770,10 +842,10 @@ def _next(state, generation, cell, key):  # type: ignore[no-untyped-def]
             return generation, cell + 1
         if cell > 0 and word_at(keys, cell - 1) == key and code_at(holders_, cell - 1) != 0:
             return generation, cell - 1
-    found = _find(state, NEWER, key)
+    found = _arrive(state, np.int64(NEWER), key)
     if found != NONE or at(state, OLDER + SLOTS) == 0:
         return np.int64(NEWER), found
-    return np.int64(OLDER), _find(state, OLDER, key)
+    return np.int64(OLDER), _arrive(state, np.int64(OLDER), key)
 
 
 @inline
@@ -868,17 +940,20 @@ def _walk_all(state, rows, reach, alive, targets, hashes):  # type: ignore[no-un
 
 @inner
 def _walk_one(state, rows, reach, targets, hashes):  # type: ignore[no-untyped-def]
-    """The same where the first block has one holder: no other target can reach further than 0. Returns -1 if it has several."""
+    """The same where the first block has one holder: no other target can reach further than 0.
+
+    :returns: the target; NONE: nobody reaches anything; SEVERAL: the block has several holders, and nothing was written.
+    """
     count, position = np.int64(len(hashes)), np.int64(0)
     generation, cell = _next(state, np.int64(NEWER), np.int64(NONE), hashes[0])
     if cell == NONE:
-        return np.int64(0)
+        return np.int64(NONE)
     code = code_at(at(state, generation + HOLDERS), cell)
     if code >= np.uint32(SHARED):
-        return np.int64(NONE)
+        return np.int64(SEVERAL)
     target = (np.int64(code) >> 3) - 1
     if target >= targets:
-        return np.int64(0)
+        return np.int64(NONE)
     alive = _rows_of(np.int64(code) & 7, rows)
     while alive:
         keys, codes = at(state, generation + KEYS), at(state, generation + HOLDERS)
@@ -895,7 +970,7 @@ def _walk_one(state, rows, reach, targets, hashes):  # type: ignore[no-untyped-d
         _note(reach, targets, target, alive & ~going, position)
         alive = going
     _note(reach, targets, target, alive, position)
-    return np.int64(0)
+    return target
 
 
 @inner
@@ -948,23 +1023,40 @@ def _copy_row(reach, targets, source, row):  # type: ignore[no-untyped-def]
         put_count(reach, row * targets + target, count_at(reach, source * targets + target))
 
 
-@njit(void(I64, I64, I64, I64, I64, HASHES), nogil=True, cache=True)
-def match(exact, predicted, reach, alive, targets, hashes):  # type: ignore[no-untyped-def]
-    """Write the leading blocks of each target: device, then what host, disk and predictions add; int32 (4, targets) at `reach`.
+@inline
+def _clean(request):  # type: ignore[no-untyped-def]
+    """Zero what the call before has written. O(1) as a rule, O(targets) where it met several holders."""
+    reach, targets, touched = at(request, REACH), at(request, MATCHED), at(request, TOUCHED)
+    if touched == SEVERAL:
+        for place in range(4 * targets):
+            put_count(reach, place, np.int32(0))
+    elif touched != NONE:
+        for row in range(4):
+            put_count(reach, row * targets + touched, np.int32(0))
+    put(request, TOUCHED, np.int64(NONE))
 
-    :param predicted: the state of the table of predictions, or 0.
-    :param alive: room for 3 words per 64 targets.
+
+@njit(void(I64, HASHES), nogil=True, cache=True)
+def match(request, hashes):  # type: ignore[no-untyped-def]
+    """Write the leading blocks of each target: device, then what host, disk and predictions add; int32 (4, targets) at `REACH`.
+
+    :param request: the address of int64: the states of the tables, exact and predicted (or 0), where to write, room for 3 words per
+        64 targets, how many targets, and whom the last call has written (`SEVERAL` at first, if what is there is not zero).
     """
-    for place in range(4 * targets):
-        put_count(reach, place, np.int32(0))
+    exact, predicted, reach = at(request, EXACT), at(request, PREDICTED), at(request, REACH)
+    alive, targets = at(request, ALIVE), at(request, MATCHED)
+    _clean(request)
     if len(hashes) == 0 or targets == 0:
         return
     rows = np.int64(1) if at(exact, BLOCKS + 1) == 0 and at(exact, BLOCKS + 2) == 0 else np.int64(TIERS)
-    if _walk_one(exact, rows, reach, targets, hashes) == NONE:
+    touched = _walk_one(exact, rows, reach, targets, hashes)
+    if touched == SEVERAL:
         _walk_all(exact, rows, reach, alive, targets, hashes)
     guessed = predicted != 0 and at(predicted, BLOCKS) > 0
     if rows == 1 and not guessed:
+        put(request, TOUCHED, touched)
         return
+    put(request, TOUCHED, np.int64(SEVERAL))
     if rows == 1:
         _copy_row(reach, targets, 0, 1)
         _copy_row(reach, targets, 0, 2)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from events.entry import entry
 from events.messages import Tier
 from router.core import holder_kernels as kernels
 from router.core.overlap import Overlap
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 DEFAULT_MAX_BLOCKS = 1 << 26
 """Prefixes that an index knows at most: 2 GiB at 32 bytes each."""
+_match = entry(kernels.match)
 _TIERS = tuple(map(int, Tier))
 """Kernels take plain integers."""
 
@@ -47,21 +49,23 @@ class Matcher:
     :param predicted: predictions to count as a fourth kind after the tiers.
     """
 
-    __slots__ = ("_alive", "_arguments", "_kernel", "_tables", "overlap", "reach")
+    __slots__ = ("_address", "_alive", "_kernel", "_request", "_tables", "overlap", "reach")
 
     def __init__(self, exact: PresenceTable, targets: int, predicted: PresenceTable | None = None) -> None:
-        self._kernel = kernels.match
+        self._kernel = _match
         self._tables = (exact, predicted)
         self._alive = np.zeros(3 * (targets // 64 + 1), np.uint64)
         self.reach = np.zeros((4, targets), np.int32)
         """int32 (4, targets): the fields of `overlap` as rows."""
         self.overlap = Overlap(*self.reach)
         guessed = 0 if predicted is None else predicted.state
-        self._arguments = (exact.state, guessed, self.reach.ctypes.data, self._alive.ctypes.data, targets)
+        places = (self.reach.ctypes.data, self._alive.ctypes.data)
+        self._request = np.array([exact.state, guessed, *places, targets, kernels.NONE], np.int64)
+        self._address = self._request.ctypes.data
 
     def __call__(self, hashes: NDArray[np.uint64]) -> Overlap:
         """Leading blocks of a prompt, given as a contiguous uint64 array (n,). O(depth), depth being the longest match."""
-        self._kernel(*self._arguments, hashes)
+        self._kernel(self._address, hashes)
         return self.overlap
 
 

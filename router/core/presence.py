@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from events.entry import entry
 from router.core import holder_kernels as kernels
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+_store, _remove = entry(kernels.store), entry(kernels.remove)
+_UINT64 = np.dtype(np.uint64)
 _FEWEST_SLOTS_LOG2 = 10
 _FEWEST_SETS = 64
 _FULL = 0.8
@@ -28,6 +31,8 @@ _PIECE_SLOTS = 1 << 13
 """Slots of the next generation that a store prepares: 64 KiB, some microseconds' work of the system."""
 _RELEASED_BYTES = 1 << 21
 """Memory of a former generation that a store gives back to the system."""
+_HUGE_BYTES = 1 << 23
+"""Smaller tables are not worth huge pages (2 MiB, as a rule); nor does one that grows take them: to be given one can take 5 ms."""
 _UNBOUNDED = 1 << 31
 
 
@@ -47,7 +52,8 @@ class TableSize(NamedTuple):
 class _Generation:
     """The arrays of one size of the table: slots, and cells enough to fill them."""
 
-    def __init__(self, slots_log2: int) -> None:
+    def __init__(self, slots_log2: int, *, huge: bool = False) -> None:
+        """`huge`: have memory in huge pages, so that a lookup waits for memory alone, and not for the page table as well."""
         slots = 1 << slots_log2
         self.capacity = int(_FULL * slots)
         self.slots_log2 = slots_log2
@@ -55,6 +61,8 @@ class _Generation:
         # Straight from the system, which provides a page when it is first used: an allocator might zero all of it at once.
         size = 8 * (slots + self.capacity) + 4 * self.capacity + groups
         self.memory = memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if huge and size >= _HUGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
+            memory.madvise(mmap.MADV_HUGEPAGE)
         self.slots = np.frombuffer(memory, np.uint64, slots)
         self.keys = np.frombuffer(memory, np.uint64, self.capacity, 8 * slots)
         self.holders = np.frombuffer(memory, np.uint32, self.capacity, 8 * (slots + self.capacity))
@@ -113,7 +121,7 @@ class PresenceTable:
         self.state = self.fields.ctypes.data
         """The address that kernels take; it stays the same."""
         self._fewest_log2 = max(_FEWEST_SLOTS_LOG2, int(expected_prefixes / _PREPARE).bit_length())
-        self._generation = _Generation(self._fewest_log2)
+        self._generation = _Generation(self._fewest_log2, huge=True)
         self._older: _Generation | None = None
         self._next: _Generation | None = None
         self._former: _Generation | None = None
@@ -132,33 +140,24 @@ class PresenceTable:
         """The target holds these prefixes (uint64, shape (n,)); returns how many it did not hold before. O(n)."""
         if target >= self._width:
             self.reserve_targets(target + 1)
-        changed: int
-        try:
-            changed = kernels.store(self.state, target, tier, hashes)
-        except (
-            TypeError,
-            ValueError,
-        ):  # no contiguous array of uint64; most are, and to ask would cost a good part of a call
+        if type(hashes) is not np.ndarray or hashes.dtype is not _UINT64 or not hashes.flags.c_contiguous:
             hashes = as_hashes(hashes)
-            changed = kernels.store(self.state, target, tier, hashes)
+        changed: int = _store(self.state, target, tier, hashes)
         while changed < 0:
-            hashes = as_hashes(hashes)
             self._make_room(len(hashes) - int(self.fields[kernels.DONE]))
-            changed = kernels.store(self.state, target, tier, hashes)
+            changed = _store(self.state, target, tier, hashes)
         return changed
 
     def discard(self, target: int, hashes: NDArray[np.uint64] | Iterable[int], tier: int = 0) -> int:
         """The target no longer holds these prefixes in this tier; returns how many it did hold. O(n)."""
         if target >= self._width:
             self.reserve_targets(target + 1)
-        try:
-            changed: int = kernels.remove(self.state, target, tier, hashes)
-        except (TypeError, ValueError):
+        if type(hashes) is not np.ndarray or hashes.dtype is not _UINT64 or not hashes.flags.c_contiguous:
             hashes = as_hashes(hashes)
-            changed = kernels.remove(self.state, target, tier, hashes)
+        changed: int = _remove(self.state, target, tier, hashes)
         while changed == kernels.NONE:
             self._more_sets()
-            changed = kernels.remove(self.state, target, tier, hashes)
+            changed = _remove(self.state, target, tier, hashes)
         if changed < 0:
             changed = kernels.FINISHED - changed
             self._shrink()
@@ -396,5 +395,7 @@ def as_hashes(hashes: NDArray[np.uint64] | Iterable[int]) -> NDArray[np.uint64]:
     array([2, 3], dtype=uint64)
     """
     if isinstance(hashes, np.ndarray):
+        if hashes.dtype is _UINT64 and hashes.flags.c_contiguous and hashes.ndim == 1:
+            return hashes
         return np.ascontiguousarray(hashes, np.uint64)
     return np.fromiter(hashes, np.uint64)

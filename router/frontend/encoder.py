@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
-from array import array
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from events.blocks import as_tokens
 from router.frontend.cuts import GUARD, Cuts, cuts_of
 from router.frontend.token_cache import TokenCache, TokenCacheStatistics
 
@@ -174,6 +174,6 @@ class Encoder:
 
 def _array(ids: list[int]) -> NDArray[np.uint32]:
     """Read-only, as it is shared."""
-    tokens = np.frombuffer(array("I", ids), np.uint32)  # three times as fast as np.array for a list
+    tokens = as_tokens(ids)
     tokens.setflags(write=False)
     return tokens

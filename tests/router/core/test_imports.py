@@ -10,7 +10,7 @@ import router.core
 ROOT = Path(router.core.__file__).parent
 MODULES = sorted(ROOT.rglob("*.py"))
 FORBIDDEN = {"asyncio", "time", "socket", "aiohttp", "threading", "nats", "zmq"}
-OF_EVENTS = {"events.blocks", "events.messages"}
+OF_EVENTS = {"events.blocks", "events.entry", "events.messages"}
 
 
 def imported(tree: ast.AST) -> set[str]:
