@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
 DEFAULT_TOKENS_PER_SECOND = 8000.0
 """Assumed until anything was observed: a mid-sized model on one GPU. It matters little: it is the same for all targets."""
-HALF_LIFE_TOKENS = 65536.0
-"""A sample's weight halves with each that many tokens prefilled after it: memory is measured in work, not in time."""
+HALF_LIFE_TOKENS = 1048576.0
+"""A sample's weight halves with each that many tokens prefilled after it: memory is measured in work, not in time. That is about a
+hundred long prompts: over fewer of them, chance makes equal targets look unequal, for a long prompt costs more a token."""
 PRIOR_TOKENS = 4096.0
 """The fleet's mean rate counts as that many tokens observed on each target."""
 DEFAULT_WEIGHT_TOKENS = 1.0

@@ -97,7 +97,7 @@ def test_one_stall_does_not_decide(rates: PrefillRates) -> None:
 
 def test_a_lasting_change_is_followed(rates: PrefillRates) -> None:
     now = serve(rates, 0, 2000.0)
-    serve(rates, 0, 200.0, requests=100, start=now)
+    serve(rates, 0, 200.0, requests=400, start=now)
     assert rates.rates()[0] == pytest.approx(200.0, rel=0.1)
 
 
