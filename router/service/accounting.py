@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from router.service.loads import excess_requests
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 
     from router.core import Scheduler, Target
     from router.core.evidence import Evidence
+    from router.core.scheduler import TargetState
     from router.metrics import Metrics
     from router.service.feed import EventFeed
 
@@ -28,6 +31,8 @@ COMPARED_REQUESTS = 32
 HIT_ERROR = 0.25
 FIRST_PAUSE_SECONDS = 30.0
 LONGEST_PAUSE_SECONDS = 960.0
+EXCESS_SECONDS = 20.0
+"""Bookings beyond what an engine reports for so long are not on their way there."""
 
 
 class Doubt(NamedTuple):
@@ -47,6 +52,9 @@ class Accounting(Collector):
         self._clock = clock
         self._alarmed: set[Target] = set()
         self._doubts: dict[Target, Doubt] = {}
+        self._excess_since: dict[Target, float] = {}
+        self._excess: dict[Target, int] = {}
+        """Requests booked for long that their engine does not know of."""
 
     def __repr__(self) -> str:
         return f"<Accounting, {len(self._alarmed)} alarms, {len(self._doubts)} doubts>"
@@ -68,6 +76,12 @@ class Accounting(Collector):
             if evidence is not None:
                 self._match(target, evidence)
                 self._hits(target, evidence)
+        states = self._scheduler.targets()
+        for gone in self._excess_since.keys() - {state.target for state in states}:
+            del self._excess_since[gone]
+            self._excess.pop(gone, None)
+        for state in states:
+            self._load(state)
 
     def collect(self) -> Iterable[Metric]:
         """Hit errors and alarms, as of now."""
@@ -84,7 +98,24 @@ class Accounting(Collector):
             if evidence is not None:
                 error.add_metric((str(target),), evidence.hit_error)
                 alarm.add_metric((str(target),), target in self._alarmed)
-        return error, alarm
+        excess = GaugeMetricFamily(
+            "warmpath_booking_excess", "Requests booked that their engine does not report.", labels=("target",)
+        )
+        for target, requests in self._excess.items():
+            excess.add_metric((str(target),), requests)
+        return error, alarm, excess
+
+    def _load(self, state: TargetState) -> None:
+        """Bookings that the engine has known nothing of, for long: said once, until they are gone."""
+        now, target = self._clock(), state.target
+        requests = excess_requests(state, now)
+        if not requests:
+            self._excess_since.pop(target, None)
+            self._excess.pop(target, None)
+        elif now - self._excess_since.setdefault(target, now) >= EXCESS_SECONDS:
+            if target not in self._excess:
+                logger.warning("%s: %d requests are booked there that its engine does not report", target, requests)
+            self._excess[target] = requests
 
     def _match(self, target: Target, evidence: Evidence) -> None:
         if evidence.untraced_requests < UNTRACED_REQUESTS:

@@ -13,7 +13,7 @@ import asyncio
 import itertools
 import logging
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -63,6 +63,12 @@ class FeedStatistics(NamedTuple):
     snapshots: int
     mark: KvMark | None
     """What its adapter last said of itself. None: nothing yet."""
+
+    def shown(self) -> dict[str, Any]:
+        """By name, for JSON."""
+        mark = self.mark
+        named = {name: getattr(mark, name) for name in mark.__struct_fields__} if mark is not None else None
+        return self._asdict() | {"mark": named}
 
 
 class _Rank:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from typing import TYPE_CHECKING, Any, Protocol
 
 from events.membership import Joined, Left, RegistryError, Role
 from router.core import Part, Target
 from router.dispatch.errors import EngineAborted, EngineBusy, EngineUnreachable
 from router.frontend.template import template_fault
+from router.service.loads import compared
 from router.service.parity import Parity
 from router.service.served import longest_prompts, say_differences, served_models
 
@@ -290,9 +292,10 @@ class Roster:
             **state._asdict(),
             "target": str(target),
             "reported": _named(state.reported),
+            "load": compared(state, time.monotonic()),
             "quarantined": self._quarantine.reason(target),
             "apart_from": [
                 str(other) for pair in self._apart.out() if target in pair for other in pair if other != target
             ],
-            "events": events._asdict() if events else None,
+            "events": events.shown() if events else None,
         }

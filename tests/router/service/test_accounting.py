@@ -5,17 +5,19 @@ from __future__ import annotations
 import numpy as np
 
 from events.blocks import sequence_hashes
-from events.messages import BlocksStored, pack_hashes
+from events.messages import BlocksStored, WorkerLoad, pack_hashes
 from router.core import RoutingRequest, Scheduler, Target
 from router.core.policy import create
 from router.metrics import Metrics
 from router.service.accounting import (
     COMPARED_REQUESTS,
+    EXCESS_SECONDS,
     FIRST_PAUSE_SECONDS,
     LONGEST_PAUSE_SECONDS,
     UNTRACED_REQUESTS,
     Accounting,
 )
+from router.service.loads import compared
 
 TARGET = Target("w", 0)
 BLOCK = 4
@@ -143,3 +145,67 @@ def test_a_target_that_left_is_forgotten():
     site.feed.followed = []
     site.accounting.look()
     assert repr(site.accounting) == "<Accounting, 0 alarms, 0 doubts>"
+
+
+# booked against reported
+
+
+def report(site, running, waiting=0, **said):
+    load = WorkerLoad(*TARGET, 1, running, waiting, 0, 10**6, **said)
+    site.scheduler.report_load(TARGET, load, site.now)
+
+
+def book(site, name):
+    hashes = sequence_hashes(np.arange(9, dtype=np.uint32), BLOCK)
+    site.scheduler.place(RoutingRequest(name, hashes, 9), site.now)
+
+
+def state(site):
+    (found,) = site.scheduler.targets()
+    return found
+
+
+def test_both_sides_are_shown_and_what_is_not_said_is_null():
+    site = Site()
+    book(site, "a")
+    shown = compared(state(site), site.now)
+    assert shown["booked"] == {"requests": 1, "prefill_tokens": 9, "context_tokens": 9}
+    assert (shown["reported"], shown["difference"]) == (None, None)
+    report(site, running=2, waiting=1)
+    shown = compared(state(site), site.now + 3.0)
+    assert shown["reported"]["requests"] == 3
+    assert shown["reported"]["prefill_tokens"] is None
+    assert (shown["reported"]["age_seconds"], shown["reported"]["expired"]) == (3.0, False)
+    assert shown["difference"] == -2
+    assert compared(state(site), site.now + 6.0)["reported"]["expired"]
+
+
+def look_for(site, seconds, running):
+    end = site.now + seconds
+    while site.now < end:
+        report(site, running)
+        site.accounting.look()
+        site.now += 1.0
+
+
+def test_bookings_that_the_engine_does_not_know_of_are_said_after_a_while(caplog):
+    site = Site()
+    book(site, "a")
+    look_for(site, EXCESS_SECONDS - 2, running=0)
+    assert site.count("warmpath_booking_excess", target=str(TARGET)) is None
+    look_for(site, 10, running=0)
+    assert site.count("warmpath_booking_excess", target=str(TARGET)) == 1
+    assert sum("does not report" in record.getMessage() for record in caplog.records) == 1
+    look_for(site, 1, running=1)
+    assert site.count("warmpath_booking_excess", target=str(TARGET)) is None
+
+
+def test_without_a_fresh_report_nothing_is_said_of_bookings():
+    site = Site()
+    report(site, running=0)
+    book(site, "a")
+    site.now += 2 * EXCESS_SECONDS
+    for _ in range(3):
+        site.accounting.look()
+        site.now += EXCESS_SECONDS
+    assert site.count("warmpath_booking_excess", target=str(TARGET)) is None
