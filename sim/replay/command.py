@@ -7,24 +7,22 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from rich.console import Console
-from rich.table import Table
-
 from events.command import UsageError, natural, positive, seconds
+from sim.report import options as report_options
+from sim.traces.formats import READERS
+from sim.traces.values import rate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from router.core.policy import Policy
-    from sim.replay.outcome import Outcome
     from sim.replay.settings import Kill, Settings
     from sim.traces import Trace
 
 DEFAULT_POLICIES = ("warm", "linear", "round-robin")
 EXAMPLES = """
 examples:
-  python -m sim replay trace.jsonl --workers 8
+  python -m sim replay trace.jsonl --workers 8 --html report.html
   python -m sim replay trace.jsonl --policy warm --policy linear:prefill_load_scale=16 --rate x2
   python -m sim replay trace.jsonl --no-kv-events --event-lag 0.1 --kill t=600,worker=3,restart=660
 """
@@ -33,7 +31,7 @@ examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options, in groups."""
     parser.epilog = EXAMPLES
-    parser.add_argument("traces", nargs="+", type=Path, metavar="TRACE", help="JSON lines, one request each")
+    parser.add_argument("traces", nargs="+", type=Path, metavar="TRACE", help="trace files")
     parser.add_argument(
         "--policy",
         dest="policies",
@@ -42,7 +40,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME[:OPTION=VALUE,…]",
         help=f"may be given several times; default: {', '.join(DEFAULT_POLICIES)}",
     )
-    parser.add_argument("--rate", type=rate, default=1.0, metavar="xN", help="arrivals N times as fast (default: x1)")
+    parser.add_argument("--format", choices=("auto", *READERS), default="auto", help="of the traces (default: auto)")
+    parser.add_argument(
+        "--rate", type=rate, default=(1.0, True), metavar="R", help="requests per second; x2: twice as many"
+    )
+    parser.add_argument(
+        "--smooth-arrivals", action="store_true", help="spread what arrives at once until the next arrival"
+    )
     parser.add_argument("--seed", type=natural, default=0, help="of everything that is left to chance (default: 0)")
     fleet = parser.add_argument_group("fleet")
     fleet.add_argument("--workers", type=positive, default=8, metavar="N", help="(default: 8)")
@@ -63,36 +67,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     events.add_argument(
         "--kill", dest="kills", action="append", default=[], type=kill, metavar="t=S,worker=N[,restart=S]"
     )
+    report_options.add_arguments(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Replay each trace with each policy, and show what came of it."""
+    """Replay each trace with each policy, and report what came of it."""
     import sim.replay as package  # compiled code takes a while to load: not for --help
+    from sim.report.progress import Progress
+    from sim.report.report import Report
 
     settings = _settings(options)
     policies = options.policies or [policy(name) for name in DEFAULT_POLICIES]
     for path in options.traces:
-        trace = _at_rate(_load(path), options.rate)
-        outcomes = [package.replay(trace, make, settings, label) for label, make in policies]
-        Console().print(table(trace, outcomes))
+        trace = _trace(path, options)
+        with Progress() as progress:
+            outcomes = [package.replay(trace, make, settings, label, progress.bar(label)) for label, make in policies]
+        report = Report.of(trace, outcomes, report_options.slo(options))
+        report_options.write(report, options, trace.name if len(options.traces) > 1 else None)
     return 0
-
-
-def table(trace: Trace, outcomes: Sequence[Outcome]) -> Table:
-    """The outcomes side by side, for a person."""
-    shown = Table(title=repr(trace), title_justify="left", title_style="dim")
-    shown.add_column("policy")
-    for name in ("failed", "TTFT mean", "p50", "p99 ms", "ITL ms", "cached", "CPU s"):
-        shown.add_column(name, justify="right")
-    for outcome in outcomes:
-        ttft = outcome.ttft_seconds * 1e3
-        quantiles = np.quantile(ttft, [0.5, 0.99]) if len(ttft) else [np.nan, np.nan]
-        mean = ttft.mean() if len(ttft) else np.nan
-        cells = [f"{value:.1f}" for value in (mean, *quantiles)]
-        gap = f"{outcome.mean_gap_seconds * 1e3:.2f}"
-        cached = f"{outcome.cached_token_ratio:.1%}"
-        shown.add_row(outcome.policy, str(outcome.failed.sum()), *cells, gap, cached, f"{outcome.cpu_seconds:.2f}")
-    return shown
 
 
 # ---- values of options
@@ -118,17 +110,6 @@ def policy(text: str) -> tuple[str, Callable[[], Policy]]:
     except (ValueError, TypeError) as error:
         raise argparse.ArgumentTypeError(str(error)) from error
     return text, make
-
-
-def rate(text: str) -> float:
-    """A factor, as `x2`.
-
-    :raises argparse.ArgumentTypeError: it is not positive.
-    """
-    try:
-        return seconds(text.removeprefix("x"))
-    except argparse.ArgumentTypeError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not x and a positive number, as x2") from None
 
 
 def lag(text: str) -> float:
@@ -197,14 +178,11 @@ def _settings(options: argparse.Namespace) -> Settings:
         raise UsageError(str(error)) from error
 
 
-def _load(path: Path) -> Trace:
-    from sim.traces import TraceError, mooncake
+def _trace(path: Path, options: argparse.Namespace) -> Trace:
+    from sim.traces import formats, scale
 
-    try:
-        return mooncake.read(path)
-    except TraceError as error:
-        raise UsageError(str(error)) from error
-
-
-def _at_rate(trace: Trace, factor: float) -> Trace:
-    return trace.with_columns(arrival_seconds=trace.arrival_seconds / factor)
+    trace = formats.load(path, options.format)
+    if options.smooth_arrivals:
+        trace = scale.smooth_arrivals(trace, options.seed)
+    number, is_factor = options.rate
+    return scale.rate(trace, number) if is_factor else scale.to_rate(trace, number)

@@ -251,8 +251,12 @@ def _followers(trace: Trace) -> dict[int, list[int]]:
 
 
 def replay(
-    trace: Trace, make_policy: Callable[[], Policy], settings: Settings | None = None, label: str | None = None
+    trace: Trace,
+    make_policy: Callable[[], Policy],
+    settings: Settings | None = None,
+    label: str | None = None,
+    progress: Callable[[float], None] | None = None,
 ) -> Outcome:
     """One policy serves a trace, see `Replay`."""
     settings = settings or Settings()
-    return Replay(trace, make_policy, settings, label or make_policy().name).run()
+    return Replay(trace, make_policy, settings, label or make_policy().name).run(progress)

@@ -14,9 +14,3 @@
 `progress`     how far a replay is
 =============  ==============================================================
 """
-
-from sim.report.progress import Progress
-from sim.report.report import Report
-from sim.report.slo import Slo
-
-__all__ = ["Progress", "Report", "Slo"]

@@ -6,13 +6,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
 from events.command import seconds
-from sim.report import perfetto, requests
-from sim.report.document import encode
 from sim.report.slo import Slo
-from sim.report.table import table
 
 if TYPE_CHECKING:
     import argparse
@@ -20,6 +15,8 @@ if TYPE_CHECKING:
     from sim.report.report import Report
 
 STANDARD_OUTPUT = Path("-")
+NARROWEST = 92
+"""Columns that the table needs."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,22 +39,39 @@ def slo(options: argparse.Namespace) -> Slo:
     return Slo(options.slo_ttft, options.slo_itl)
 
 
-def write(report: Report, options: argparse.Namespace) -> None:
-    """Show the table, and write what was asked for.
+def write(report: Report, options: argparse.Namespace, part: str | None = None) -> None:
+    """Show the table, and write what was asked for; of several reports, each into files with its part's name in theirs.
 
     :raises OSError: a file cannot be written.
     """
-    if options.json == STANDARD_OUTPUT:
+    from rich.console import Console  # all of it is slow to load: not for --help
+
+    from sim.report import perfetto, requests
+    from sim.report.document import encode
+    from sim.report.html.page import page
+    from sim.report.table import table
+
+    json, html, csv, trace = (
+        _named(path, part) for path in (options.json, options.html, options.csv, options.perfetto)
+    )
+    if json == STANDARD_OUTPUT:
         sys.stdout.write(encode(report).decode())
     else:
-        Console(highlight=False).print(table(report))
-    if options.json not in (None, STANDARD_OUTPUT):
-        options.json.write_bytes(encode(report))
-    if options.html is not None:
-        from sim.report.html.page import page
+        console = Console(highlight=False)
+        console.width = max(console.width, NARROWEST)
+        console.print(
+            f"[bold]{report.trace.name}[/]: {len(report.trace):,} requests in {report.trace.span_seconds:,.0f} s"
+        )
+        console.print(table(report))
+    if json not in (None, STANDARD_OUTPUT):
+        json.write_bytes(encode(report))
+    if html is not None:
+        html.write_text(page(report), encoding="utf-8")
+    if csv is not None:
+        requests.write(report, csv)
+    if trace is not None:
+        perfetto.write(report, trace)
 
-        options.html.write_text(page(report), encoding="utf-8")
-    if options.csv is not None:
-        requests.write(report, options.csv)
-    if options.perfetto is not None:
-        perfetto.write(report, options.perfetto)
+
+def _named(path: Path | None, part: str | None) -> Path | None:
+    return path if path is None or part is None or path == STANDARD_OUTPUT else path.with_stem(f"{path.stem}-{part}")

@@ -72,8 +72,9 @@ def _best(column: Column, report: Report) -> list[int]:
 
 def _caption(report: Report) -> str:
     bounds = sorted({(one.pooled_bound_ratio, one.infinite_bound_ratio) for one in report.figures})
-    known = "; ".join(
-        f"{pooled:.1%} of one pooled cache, {infinite:.1%} without limit" for pooled, infinite in bounds[:1]
-    )
+    pooled, infinite = bounds[0] if bounds else (0.0, 0.0)
     ttft, itl = report.slo
-    return f"cached at most: {known}. good: TTFT within {ttft:g} s and ITL within {itl * 1e3:g} ms"
+    return (
+        f"Cache hits by tokens; one cache for the whole fleet would have {pooled:.1%}, one without limit {infinite:.1%}. "
+        f"SLO: first token within {ttft:g} s, {itl * 1e3:g} ms a token after it."
+    )

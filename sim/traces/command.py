@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import math
 import sys
@@ -19,8 +18,10 @@ from sim.traces.statistics import DEFAULT_CAPACITY_TOKENS, TraceStatistics
 from sim.traces.synthesize import KINDS
 from sim.traces.synthesize.fit import fit
 from sim.traces.table import table
+from sim.traces.values import factor, rate, time
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Sequence
 
     from sim.traces.trace import Trace
@@ -143,46 +144,6 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output-format", choices=formats.WRITERS, default="warmpath", help="(warmpath)")
 
 
-def time(text: str) -> float:
-    """Seconds from the start of a trace.
-
-    :raises argparse.ArgumentTypeError: it is no number of at least 0.
-    """
-    number = _number(text)
-    if not 0 <= number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
-    return number
-
-
-def rate(text: str) -> tuple[float, bool]:
-    """Requests per second; with an x before it, times the rate that is. (number, whether it is a factor).
-
-    :raises argparse.ArgumentTypeError: it is neither.
-    """
-    number = _number(text.removeprefix("x"))
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is no rate: 5 (requests per second) or x2 (twice as many)")
-    return number, text.startswith("x")
-
-
-def factor(text: str) -> float:
-    """A factor, with or without an x before it.
-
-    :raises argparse.ArgumentTypeError: it is no positive number.
-    """
-    number = _number(text.removeprefix("x"))
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is no factor, as x2 or x0.5")
-    return number
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
-
-
 # ---- actions
 
 
@@ -278,7 +239,7 @@ def _fitted(options: argparse.Namespace) -> Trace:
 
 
 def _write(trace: Trace, options: argparse.Namespace) -> None:
-    formats.WRITERS[options.output_format](trace, options.output)
+    formats.save(trace, options.output, options.output_format)
     Console(highlight=False).print(f"{options.output}: {_summary(trace)}", soft_wrap=True)
 
 

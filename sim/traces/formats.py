@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from typing import TYPE_CHECKING
 
-from sim.traces import azure, bailian, mooncake, native
 from sim.traces.errors import TraceError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from sim.traces.trace import Trace
 
-READERS: dict[str, Callable[[Path], Trace]] = {
-    "warmpath": native.read,
-    "mooncake": mooncake.read,
-    "mooncake-delta": mooncake.read_delta,
-    "mooncake-agentic": mooncake.read,
-    "bailian": bailian.read,
-    "azure": azure.read,
+READERS = {
+    "warmpath": ("sim.traces.native", "read"),
+    "mooncake": ("sim.traces.mooncake", "read"),
+    "mooncake-delta": ("sim.traces.mooncake", "read_delta"),
+    "mooncake-agentic": ("sim.traces.mooncake", "read"),
+    "bailian": ("sim.traces.bailian", "read"),
+    "azure": ("sim.traces.azure", "read"),
 }
-WRITERS: dict[str, Callable[[Trace, Path], None]] = {"warmpath": native.write, "mooncake": mooncake.write}
+"""Module and function of each; imported when they are needed, for they load compiled code."""
+WRITERS = {"warmpath": ("sim.traces.native", "write"), "mooncake": ("sim.traces.mooncake", "write")}
 
 _HEAD_BYTES = 1 << 20
 _SIGNS = (
@@ -42,7 +42,19 @@ def load(path: Path, format: str = "auto") -> Trace:  # noqa: A002 - the command
     :raises TraceError: the file is in no known format, or wrong: file, line, field and reason.
     :raises OSError: it cannot be read.
     """
-    return READERS[detect(path) if format == "auto" else format](path)
+    module, function = READERS[detect(path) if format == "auto" else format]
+    trace: Trace = getattr(import_module(module), function)(path)
+    return trace
+
+
+def save(trace: Trace, path: Path, format: str = "warmpath") -> None:  # noqa: A002
+    """Write a trace in one of `WRITERS`.
+
+    :raises TraceError: the format cannot say what is in the trace.
+    :raises OSError: it cannot be written.
+    """
+    module, function = WRITERS[format]
+    getattr(import_module(module), function)(trace, path)
 
 
 def detect(path: Path) -> str:
@@ -57,7 +69,7 @@ def detect(path: Path) -> str:
             line = file.readline(_HEAD_BYTES)
     if not line:
         raise TraceError("has no requests", path=path)
-    if azure.COLUMNS[0].encode() in line.split(b"\n")[0].replace(b'"', b"").split(b","):
+    if b"TIMESTAMP" in line.split(b"\n")[0].replace(b'"', b"").split(b","):
         return "azure"
     fields = _fields(line)
     found = next((name for name, signs in _SIGNS if signs <= fields), None)
