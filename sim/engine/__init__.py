@@ -10,14 +10,19 @@ out of it and what changed in the cache. What drives it decides what time is: `s
 `changes`      what changed in the cache, under SGLang's block ids
 `sampling`     output tokens: a function of the text so far
 `timing/`      how long a step takes: models, and profiles of engines
+`config`       SGLang's options, and which version's scheduler
+`queue`        what waits, and in which order
 `admission`    which waiting requests join the next prefill
+`door`         what is in front of the scheduler: requests reach it in order, a little later
 `scheduler`    the loop: prefill before decode, retraction, finish, abort
 =============  ==============================================================
 """
 
 from sim.engine.changes import Change, Cleared, Removed, Stored
+from sim.engine.config import EngineConfig
+from sim.engine.door import FrontDoor
 from sim.engine.request import Finish, Namespace, Output, Request
-from sim.engine.scheduler import Engine, EngineConfig, EngineStatistics, Load, Step, StepKind
+from sim.engine.scheduler import Engine, EngineStatistics, Load, Step, StepKind
 from sim.engine.timing import PolynomialTiming, StepTiming, TableTiming, TimingModel
 
 __all__ = [
@@ -27,6 +32,7 @@ __all__ = [
     "EngineConfig",
     "EngineStatistics",
     "Finish",
+    "FrontDoor",
     "Load",
     "Namespace",
     "Output",

@@ -1,8 +1,8 @@
 """Which waiting requests join the next prefill: SGLang's budget of memory, input and chunk.
 
 A candidate reserves its uncached prompt and its whole output; of the requests that decode already, only a share of what they may
-still produce is reserved (`NewTokenRatio`), for most end before their limit. The share falls while all is well and jumps when
-requests had to be retracted.
+still produce is reserved (`NewTokenRatio`), for most end before their limit. The share falls while all is well, jumps when
+requests had to be retracted, and begins anew when the engine was idle.
 """
 
 from __future__ import annotations
@@ -36,6 +36,10 @@ class NewTokenRatio:
     def __init__(self) -> None:
         self.value = self.START
 
+    def reset(self) -> None:
+        """The engine is idle: expect what is expected at the start. O(1)."""
+        self.value = self.START
+
     def decay(self) -> None:
         """A decode step went well. O(1)."""
         self.value = max(self.FLOOR, self.value - (self.START - self.FLOOR) / self.DECAY_STEPS)
@@ -52,17 +56,11 @@ class PrefillBudget:
     """What one prefill batch may still take."""
 
     def __init__(
-        self,
-        pool: PagePool,
-        cache: PrefixCache,
-        running: Many[Sequence],
-        ratio: float,
-        input_tokens: int,
-        chunk_tokens: int,
+        self, pool: PagePool, cache: PrefixCache, reserved_tokens: float, input_tokens: int, chunk_tokens: int
     ) -> None:
         self._pool = pool
         self._cache = cache
-        self._reserved = sum(reserved_tokens(sequence) for sequence in running) * ratio
+        self._reserved = reserved_tokens
         self.input_tokens = input_tokens
         self.chunk_tokens = chunk_tokens
 
@@ -72,26 +70,31 @@ class PrefillBudget:
         return self._pool.free_tokens + self._cache.evictable_tokens - self._reserved
 
     @property
-    def exhausted(self) -> bool:
-        """No further request can join."""
-        return self.memory_tokens <= 0 or self.input_tokens <= 0 or self.chunk_tokens <= 0
+    def batch_full(self) -> bool:
+        """No further request can join this batch, whatever the memory."""
+        return self.input_tokens <= 0 or self.chunk_tokens <= 0
 
     def fits(self, sequence: Sequence, extend: int) -> bool:
         """Whether there is memory for `extend` new tokens, the output, and a page of rounding. O(1)."""
         return extend + reserved_tokens(sequence) + self._pool.page_size < self.memory_tokens
 
-    def chunk(self, start: int, extend: int) -> int:
-        """How many of `extend` tokens after the first `start` go into this batch; a cut falls on a page. O(1)."""
+    def first_chunk(self, start: int, extend: int) -> int:
+        """How many of a new request's `extend` tokens after its cached `start` join; a cut falls on a page. O(1)."""
         page = self._pool.page_size
-        limit = min(self.chunk_tokens, int(self.memory_tokens))
-        if self._paged(extend) <= limit:
+        if self._paged(extend) <= self.chunk_tokens:
             return extend
-        return max(0, (start + limit) // page * page - start)
+        return max(0, (start + self.chunk_tokens // page * page) // page * page - start)
+
+    def next_chunk(self, extend: int) -> int:
+        """How many of the `extend` tokens left of a begun prompt join; some always do, for it holds memory. O(1)."""
+        memory = int(self.memory_tokens)
+        return min(extend, min(self.chunk_tokens, memory) if memory > 0 else self.chunk_tokens)
 
     def take(self, sequence: Sequence, extend: int, *, last: bool) -> None:
         """Charge an admitted request; its output only with its last chunk. O(1)."""
         paged = self._paged(extend)
-        self._reserved += paged + self._pool.page_size + (reserved_tokens(sequence) if last else 0)
+        output = min(sequence.max_new_tokens, MOST_RESERVED_TOKENS) if last else 0
+        self._reserved += paged + self._pool.page_size + output
         self.input_tokens -= paged
         self.chunk_tokens -= paged
 

@@ -93,6 +93,11 @@ class Sequence:
         """Prompt and output tokens so far."""
         return len(self.request.prompt) + len(self.output)
 
+    @property
+    def ends_next(self) -> bool:
+        """Whether its next token is its last by length."""
+        return len(self.output) + 1 >= self.max_new_tokens
+
     def tokens(self, count: int) -> NDArray[np.uint32]:
         """The first `count` tokens of prompt and output. O(count)."""
         prompt = self.request.prompt

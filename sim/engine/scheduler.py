@@ -3,92 +3,20 @@
 from __future__ import annotations
 
 import enum
-from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-
-from sim.engine.admission import NewTokenRatio, PrefillBudget
+from sim.engine.admission import NewTokenRatio, PrefillBudget, reserved_tokens
 from sim.engine.cache import PrefixCache
 from sim.engine.changes import ChangeLog
+from sim.engine.config import FIXED_LENGTHS_KNOWN, LEAVING_NOTICED_AT_ONCE, EngineConfig
 from sim.engine.pool import PagePool
+from sim.engine.queue import WaitingQueue
 from sim.engine.request import Finish, Output, Request, Sequence
 from sim.engine.sampling import Sampler
-from sim.engine.timing import StepTiming
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from sim.engine.changes import Change
-    from sim.engine.timing import TimingModel
-
-RESERVED_INPUT_TOKENS = 5
-"""SGLang keeps so many tokens of the longest sequence from the input."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineConfig:
-    """SGLang's options, under SGLang's meaning."""
-
-    capacity_tokens: int = 262_144
-    page_size: int = 16
-    chunked_prefill_tokens: int = 8192
-    max_prefill_tokens: int = 16_384
-    max_running_requests: int | None = None
-    """None: half the capacity in tokens, at most 2048."""
-    context_length: int = 131_072
-    decode_log_interval: int = 40
-    """Cache changes are published every so many decode steps."""
-    load_interval: int = 15
-    """Load is reported after so many decode steps without a report."""
-    prefill_decode_interval: int = 0
-    """Decode steps to run between two prefills; 0: a prefill stalls all decodes."""
-    record_changes: bool = True
-    timing: TimingModel = field(default_factory=StepTiming)
-    vocabulary: NDArray[np.uint32] = field(default_factory=lambda: np.arange(1000, 2000, dtype=np.uint32))
-    """Token ids that outputs are drawn from."""
-    eos_token: int = 2
-    eos_after_tokens: int | None = None
-    """Outputs end by themselves after so many tokens; None: never."""
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Check the numbers.
-
-        :raises ValueError: a number is out of range (the message names it).
-        """
-        for name in ("page_size", "max_prefill_tokens", "decode_log_interval", "load_interval"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.chunked_prefill_tokens < self.page_size:
-            raise ValueError(f"chunked_prefill_tokens must be at least one page, not {self.chunked_prefill_tokens}")
-        if self.capacity_tokens < self.page_size:
-            raise ValueError(f"capacity_tokens must be at least one page, not {self.capacity_tokens}")
-        if self.max_running_requests is not None and self.max_running_requests < 1:
-            raise ValueError(f"max_running_requests must be at least 1, not {self.max_running_requests}")
-        if self.eos_after_tokens is not None and self.eos_after_tokens < 1:
-            raise ValueError(f"eos_after_tokens must be at least 1, not {self.eos_after_tokens}")
-        if self.max_input_tokens < 1:
-            raise ValueError("capacity_tokens and context_length leave no room for a prompt")
-
-    @property
-    def running_limit(self) -> int:
-        """Requests that may decode at once."""
-        if self.max_running_requests is not None:
-            return self.max_running_requests
-        return max(1, min(2048, self.capacity_tokens // 2))
-
-    @property
-    def max_sequence_tokens(self) -> int:
-        """Prompt and output together are shorter than this."""
-        pool_tokens = self.capacity_tokens // self.page_size * self.page_size
-        return min(self.context_length, pool_tokens) - 1
-
-    @property
-    def max_input_tokens(self) -> int:
-        """A prompt must be shorter than this."""
-        return self.max_sequence_tokens - RESERVED_INPUT_TOKENS
 
 
 class StepKind(enum.Enum):
@@ -128,6 +56,20 @@ class Step(NamedTuple):
     """To be reported at the step's begin; None: no report is due."""
 
 
+class Batch(NamedTuple):
+    """A step that is launched: its memory is taken, its tokens are not there yet."""
+
+    kind: StepKind
+    sequences: list[Sequence]
+    decoding: list[Sequence]
+    """Those of them that decode: all of a decode step, some of a mixed one."""
+    unfinished: Sequence | None
+    """The sequence whose prompt goes on after this step."""
+    duration_seconds: float
+    load: Load | None
+    """To be reported at its launch."""
+
+
 class EngineStatistics(NamedTuple):
     """Running totals, and what the cache holds now."""
 
@@ -163,14 +105,20 @@ class Engine:
         self._cache = PrefixCache(self.config.page_size, self._changes if self.config.record_changes else None)
         self._sampler = Sampler(self.config.vocabulary, self.config.seed)
         self._sequences: dict[str, Sequence] = {}
-        self._waiting: deque[Sequence] = deque()
+        self._waiting = WaitingQueue()
         self._running: list[Sequence] = []
         self._chunked: Sequence | None = None
         """The one request that is between two chunks of its prompt."""
+        self._in_flight: Batch | None = None
+        """Launched, and not processed yet."""
         self._doomed: list[Sequence] = []
         """Aborted, and to be ended by the next step."""
         self._full = False
         """Admission failed for want of memory; not tried again before a request leaves."""
+        self._left = False
+        """A request left, and admission does not know yet."""
+        self._knows_lengths = self.config.release >= FIXED_LENGTHS_KNOWN
+        self._notices_at_once = self.config.release >= LEAVING_NOTICED_AT_ONCE
         self._ratio = NewTokenRatio()
         self._decodes_since_prefill = 0
         self._decodes_since_report = 0
@@ -179,8 +127,8 @@ class Engine:
 
     @property
     def busy(self) -> bool:
-        """Whether any request is inside."""
-        return bool(self._sequences)
+        """Whether any request is inside, or a step of one that was."""
+        return bool(self._sequences) or self._in_flight is not None
 
     def submit(self, request: Request, now: float) -> None:
         """Queue a request. O(1).
@@ -234,14 +182,16 @@ class Engine:
     def step(self, now: float) -> Step:
         """Do the next thing: a prefill if one is admitted, else one token for each running request, else nothing."""
         outputs = self._reap()
-        batch = self._next_prefill(now)
-        if batch:
-            return self._prefill(batch, outputs)
-        if self._running:
-            self._retract_for_room()
-        if self._running:  # still
-            return self._decode(outputs)
-        return Step(StepKind.IDLE, 0.0, outputs, self._changes.take(), self._report())
+        if self._in_flight is None:
+            self._in_flight = self._launch(now)
+        batch = self._in_flight
+        if batch is None:
+            self._ratio.reset()
+            return Step(StepKind.IDLE, 0.0, outputs, self._changes.take(), self._report())
+        following = self._launch(now) if self.config.overlap_schedule else None
+        step = self._process(batch, outputs)
+        self._in_flight = following
+        return step
 
     def load(self) -> Load:
         """What a load report says now. O(waiting)."""
@@ -287,38 +237,64 @@ class Engine:
     def _next_prefill(self, now: float) -> list[Sequence]:
         """The next batch to prefill, with memory taken for each; empty if decode goes first."""
         if self._chunked is not None:
-            self._hand_over(self._chunked)
+            self._hand_over(self._chunked, self._chunked.computed)
+        if self._chunked is not None or not self._running or (self._left and self._notices_at_once):
+            self._full = False
         if self._running and self._decodes_since_prefill < self.config.prefill_decode_interval:
             return []
-        config = self.config
-        budget = PrefillBudget(
-            self._pool,
-            self._cache,
-            self._running,
-            self._ratio.value,
-            config.max_prefill_tokens,
-            config.chunked_prefill_tokens,
-        )
+        if self._chunked is None and (self._full or not self._waiting):
+            return []
+        if self._chunked is None and len(self._running) >= self.config.running_limit:
+            self._full = True
+            return []
+        self._order_queue()
+        budget = self._budget()
         batch = self._continue_chunked(budget)
         self._admit(batch, budget, now)
         self._take_pages(batch)
         return batch
 
+    def _order_queue(self) -> None:
+        if not self._waiting:
+            return
+        if self.config.schedule_policy == "lpm":
+            self._waiting.sort(self._cache)
+        elif self._knows_lengths:
+            self._waiting.refresh(self._cache)
+
+    def _budget(self) -> PrefillBudget:
+        decoding = len(self._running) if self.config.enable_mixed_chunk else 0
+        reserved = sum(reserved_tokens(sequence) * self._reserved_share(sequence) for sequence in self._running)
+        return PrefillBudget(
+            self._pool,
+            self._cache,
+            reserved + decoding,
+            self.config.max_prefill_tokens - decoding,
+            self.config.chunked_prefill_tokens - decoding,
+        )
+
+    def _reserved_share(self, sequence: Sequence) -> float:
+        return 1.0 if self._knows_lengths and sequence.request.ignore_eos else self._ratio.value
+
     def _continue_chunked(self, budget: PrefillBudget) -> list[Sequence]:
         sequence = self._chunked
         if sequence is None:
             return []
-        self._extend(sequence, budget)
+        self._extend(sequence, budget.next_chunk(sequence.length - sequence.computed), budget)
         return [sequence] if sequence.extend else []
 
     def _admit(self, batch: list[Sequence], budget: PrefillBudget, now: float) -> None:
         """Move requests from the head of the queue into the batch while they fit."""
-        while self._waiting and self._chunked is None and not self._full:
-            if len(self._running) + len(batch) >= self.config.running_limit or (batch and budget.exhausted):
+        while self._waiting and self._chunked is None and not self._full and not budget.batch_full:
+            if len(self._running) + len(batch) >= self.config.running_limit:
+                self._full = bool(self._running)
                 return
-            if not self._try_admit(self._waiting[0], batch, budget):
+            if not self._try_admit(self._waiting.head, batch, budget):
                 return
-            self._enter(self._waiting.popleft(), now)
+            self._enter(self._waiting.pop(), now)
+            if budget.memory_tokens <= 0:
+                self._full = bool(self._running)
+                return
 
     def _try_admit(self, sequence: Sequence, batch: list[Sequence], budget: PrefillBudget) -> bool:
         # At least one token is computed, for something must be computed to sample from.
@@ -328,10 +304,10 @@ class Engine:
         alone = not batch and not self._running  # an empty engine takes whatever passed validation
         if not alone and not budget.fits(sequence, sequence.length - match.tokens):
             self._cache.unlock(match.node)
-            self._full = bool(self._running)
+            self._full = bool(self._running)  # SGLang notes it at the running batch, and an empty one is replaced
             return False
         sequence.node, sequence.cached, sequence.computed = match.node, match.tokens, match.tokens
-        self._extend(sequence, budget)
+        self._extend(sequence, budget.first_chunk(match.tokens, sequence.length - match.tokens), budget)
         if sequence.extend == 0:  # not a page of this batch's chunk is left
             self._chunked = None
             self._cache.unlock(match.node)
@@ -348,14 +324,13 @@ class Engine:
             sequence.sampler_state = self._sampler.read(sequence.request.prompt)
             self._totals.cached_tokens += sequence.cached
 
-    def _extend(self, sequence: Sequence, budget: PrefillBudget) -> None:
-        """Decide how much of the prompt this prefill computes."""
-        remaining = sequence.length - sequence.computed
-        sequence.extend = budget.chunk(sequence.computed, remaining)
-        last = sequence.extend == remaining
+    def _extend(self, sequence: Sequence, tokens: int, budget: PrefillBudget) -> None:
+        """Let this prefill compute so many tokens of the prompt."""
+        sequence.extend = tokens
+        last = tokens == sequence.length - sequence.computed
         self._chunked = None if last else sequence
-        if sequence.extend:
-            budget.take(sequence, sequence.extend, last=last)
+        if tokens:
+            budget.take(sequence, tokens, last=last)
 
     def _take_pages(self, batch: list[Sequence]) -> None:
         needed = [self._pages_missing(sequence, sequence.computed + sequence.extend) for sequence in batch]
@@ -366,48 +341,102 @@ class Engine:
 
     # Steps
 
-    def _prefill(self, batch: list[Sequence], outputs: list[Output]) -> Step:
+    def _launch(self, now: float) -> Batch | None:
+        """Plan the next step and take its memory; None if there is nothing to do."""
+        batch = self._next_prefill(now)
+        if batch:
+            return self._launch_prefill(batch)
+        decoding = self._next_decode()
+        return self._launch_decode(decoding) if decoding else None
+
+    def _launch_prefill(self, batch: list[Sequence]) -> Batch:
         load = self._report()
+        decoding = self._mixed_in()
         new = [sequence.extend for sequence in batch]
         prefix = [sequence.computed for sequence in batch]
-        duration = self.config.timing.prefill_seconds(new, prefix)
         for sequence in batch:
             sequence.computed += sequence.extend
             sequence.extend = 0
             if sequence is not self._chunked:
-                outputs.append(self._end_prefill(sequence))
+                self._running.append(sequence)
         self._decodes_since_prefill = 0
+        all_new, all_prefix = new + [1] * len(decoding), prefix + [sequence.computed - 1 for sequence in decoding]
+        duration = self.config.timing.prefill_seconds(all_new, all_prefix)
         self._totals.prefilled(sum(new), sum(prefix), duration)
-        return Step(StepKind.PREFILL, duration, outputs, self._changes.take(), load)
+        return Batch(StepKind.PREFILL, [*batch, *decoding], decoding, self._chunked, duration, load)
 
-    def _end_prefill(self, sequence: Sequence) -> Output:
-        output = self._sample(sequence)
-        if output.finish is None:
-            self._hand_over(sequence)
-            self._running.append(sequence)
-        return output
+    def _mixed_in(self) -> list[Sequence]:
+        """Running requests that decode along with a prefill, if there is memory for all of them."""
+        if not self.config.enable_mixed_chunk:
+            return []
+        decoding = self._decodable()
+        if not decoding or not self._make_room(self._pages_for_next_tokens(decoding)):
+            return []
+        self._grow(decoding)
+        return decoding
 
-    def _decode(self, outputs: list[Output]) -> Step:
+    def _next_decode(self) -> list[Sequence]:
+        """The running requests that decode next; some may be retracted for it."""
+        if self._left:
+            self._full = self._left = False
+        decoding = self._decodable()
+        if decoding and len(decoding) < len(self._running):
+            if self._make_room(self._pages_for_next_tokens(decoding)):
+                self._ratio.decay()
+                return decoding
+            self._full = False  # those about to end will leave room: wait for them
+            return []
+        if decoding:
+            self._retract_for_room()
+            return self._running.copy()
+        return []
+
+    def _decodable(self) -> list[Sequence]:
+        """The running requests, without those whose last token is in flight."""
+        if self._in_flight is None or not self._knows_lengths:
+            return self._running.copy()
+        flying = set(map(id, self._in_flight.sequences))
+        return [sequence for sequence in self._running if id(sequence) not in flying or not sequence.ends_next]
+
+    def _launch_decode(self, decoding: list[Sequence]) -> Batch:
+        kv_tokens = self._grow(decoding)
+        duration = self.config.timing.decode_seconds(len(decoding), kv_tokens, self._pool.capacity_tokens)
+        self._decodes_since_prefill += 1
+        return Batch(StepKind.DECODE, decoding, decoding, None, duration, None)
+
+    def _grow(self, decoding: list[Sequence]) -> int:
+        """Take memory for one more token each; returns the tokens in their KV."""
         kv_tokens = 0
-        for sequence in self._running:
+        for sequence in decoding:
             pages = self._pages_missing(sequence, sequence.computed + 1)
             self._pool.take(pages)
             sequence.private_pages += pages
             sequence.computed += 1
             kv_tokens += sequence.computed
-        duration = self.config.timing.decode_seconds(len(self._running), kv_tokens, self._pool.capacity_tokens)
-        self._totals.decoded(len(self._running), duration)
-        batch, self._running = self._running, []
-        for sequence in batch:
+        return kv_tokens
+
+    def _process(self, batch: Batch, outputs: list[Output]) -> Step:
+        """What a launched step brings."""
+        prefilled = len(batch.sequences) - len(batch.decoding)
+        for index, sequence in enumerate(batch.sequences):
+            # Ended or retracted since the launch: what was computed for it is void.
+            if sequence is batch.unfinished or sequence.node is None:
+                continue
             output = self._sample(sequence)
             outputs.append(output)
-            if output.finish is None:
-                self._running.append(sequence)
-        self._decodes_since_prefill += 1
+            if index < prefilled and output.finish is None:
+                self._hand_over(sequence, sequence.length - 1)
+        self._running = [sequence for sequence in self._running if sequence.node is not None]
+        if batch.kind is StepKind.PREFILL:
+            return Step(batch.kind, batch.duration_seconds, outputs, self._changes.take(), batch.load)
+        return self._end_decode(batch, outputs)
+
+    def _end_decode(self, batch: Batch, outputs: list[Output]) -> Step:
+        self._totals.decoded(len(batch.sequences), batch.duration_seconds)
         self._decodes_since_report += 1
         changes = self._changes.take() if self._totals.decode_steps % self.config.decode_log_interval == 0 else []
         load = self._report() if self._decodes_since_report == self.config.load_interval else None
-        return Step(StepKind.DECODE, duration, outputs, changes, load)
+        return Step(batch.kind, batch.duration_seconds, outputs, changes, load)
 
     def _report(self) -> Load:
         self._decodes_since_report = 0
@@ -478,10 +507,10 @@ class Engine:
         self._totals.retractions += 1
         self._waiting.append(sequence)
 
-    def _hand_over(self, sequence: Sequence) -> None:
-        """Move a sequence's full pages into the cache; pages that the cache had already are freed."""
+    def _hand_over(self, sequence: Sequence, tokens: int) -> None:
+        """Move the full pages of its first `tokens` into the cache; pages that the cache had already are freed."""
         page = self.config.page_size
-        full = sequence.computed // page * page
+        full = tokens // page * page
         assert sequence.node is not None
         if full == sequence.cached:
             return
@@ -499,13 +528,13 @@ class Engine:
         self._pool.give(sequence.private_pages)
         self._cache.unlock(sequence.node)
         sequence.node, sequence.cached, sequence.computed, sequence.private_pages = None, 0, 0, 0
-        self._full = False
+        self._left = True
 
     def _release(self, sequence: Sequence) -> None:
-        """A request leaves: all its full pages stay in the cache."""
+        """A request leaves: its full pages stay in the cache, as far as its text is known."""
         del self._sequences[sequence.request.rid]
         if sequence.node is not None:
-            self._hand_over(sequence)
+            self._hand_over(sequence, min(sequence.computed, sequence.length - bool(sequence.output)))
             self._give_back(sequence)
 
     def _reap(self) -> list[Output]:
@@ -516,10 +545,10 @@ class Engine:
             self._totals.aborted += 1
         if aborted:
             self._running = [sequence for sequence in self._running if not sequence.aborted]
-            self._waiting = deque(sequence for sequence in self._waiting if not sequence.aborted)
+            self._waiting.drop_aborted()
             if self._chunked is not None and self._chunked.aborted:
                 self._chunked = None
-            self._full = False
+            self._left = True
         return [self._output(sequence, None, Finish("abort")) for sequence in aborted]
 
     def _check(self) -> None:

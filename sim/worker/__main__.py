@@ -71,6 +71,9 @@ def parser() -> Parser:
     add("--max-total-tokens", type=int, default=65_536, metavar="N", help="KV pool of each rank (65536)")
     add("--chunked-prefill-size", type=int, default=8192, metavar="N", help="most tokens of one prefill (8192)")
     add("--max-running-requests", type=int, metavar="N", help="most requests decoding at once (half the pool, 2048)")
+    add("--schedule-policy", choices=("fcfs", "lpm"), default="fcfs", help="order of the queue (fcfs)")
+    add("--enable-mixed-chunk", action="store_true", help="running requests decode along with a prefill")
+    add("--disable-overlap-schedule", action="store_true", help="plan a step only when the one before it is done")
     add("--context-length", type=int, metavar="N", help="prompt and output together (the model's)")
     add(
         "--dp-size",

@@ -37,6 +37,9 @@ class WorkerConfig:
     """KV pool of each rank."""
     chunked_prefill_size: int = 8192
     max_running_requests: int | None = None
+    schedule_policy: Literal["fcfs", "lpm"] = "fcfs"
+    enable_mixed_chunk: bool = False
+    disable_overlap_schedule: bool = False
     dp_size: int = 1
     kv_events_port: int | None = None
     """Of rank 0, the next ranks follow; 0: no events; None: any free ones. The same goes for the two ports below."""
@@ -111,7 +114,11 @@ class WorkerConfig:
             chunked_prefill_tokens=self.chunked_prefill_size,
             max_running_requests=self.max_running_requests,
             context_length=self.longest_context,
+            schedule_policy=self.schedule_policy,
+            enable_mixed_chunk=self.enable_mixed_chunk,
+            overlap_schedule=not self.disable_overlap_schedule,
             decode_log_interval=self.decode_log_interval,
+            version=self.version,
             record_changes=self.kv_events_port != 0,
             timing=self.timing,
             vocabulary=vocabulary,

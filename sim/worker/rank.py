@@ -7,12 +7,12 @@ import logging
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from sim.engine import StepKind
+from sim.engine import Finish, Output, StepKind
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from sim.engine import Engine, Load, Output, Request, Step
+    from sim.engine import Engine, FrontDoor, Load, Request, Step
     from sim.worker.publisher import EventPublisher, LoadPublisher
 
 logger = logging.getLogger(__name__)
@@ -34,31 +34,52 @@ class Rank:
     """Steps an engine as long as it has work, and hands out what comes of it."""
 
     def __init__(
-        self, number: int, engine: Engine, events: EventPublisher | None = None, loads: LoadPublisher | None = None
+        self,
+        number: int,
+        engine: Engine,
+        door: FrontDoor,
+        events: EventPublisher | None = None,
+        loads: LoadPublisher | None = None,
     ) -> None:
         self.number = number
         self.engine = engine
         self.events = events
         self.loads = loads
+        self._door = door
+        self._arriving: dict[str, asyncio.TimerHandle] = {}
+        """Requests that have not reached the scheduler yet."""
         self._streams: dict[str, asyncio.Queue[Output]] = {}
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._steps = self._late = 0
 
     def submit(self, request: Request) -> AsyncIterator[Output]:
-        """Queue a request; its outputs come as they are produced, the last with a finish.
+        """Take a request; its outputs come as they are produced, the last with a finish.
 
         :raises ValueError: see `Engine.submit`.
         """
-        self.engine.submit(request, time.monotonic())
+        self.engine.validate(request)
+        now = time.monotonic()
+        delay = self._door.arrival(now, len(request.prompt)) - now
+        self._arriving[request.rid] = asyncio.get_running_loop().call_later(delay, self._arrive, request)
         queue: asyncio.Queue[Output] = asyncio.Queue()
         self._streams[request.rid] = queue
         self._idle.clear()
-        self._wake.set()
         return self._outputs(queue)
+
+    def _arrive(self, request: Request) -> None:
+        """The scheduler's queue has it."""
+        del self._arriving[request.rid]
+        self.engine.submit(request, time.monotonic())
+        self._wake.set()
 
     def abort(self, rid: str) -> bool:
         """End a request early; False if it is not here. O(1)."""
+        arriving = self._arriving.pop(rid, None)
+        if arriving is not None:
+            arriving.cancel()
+            self._streams.pop(rid).put_nowait(Output(rid, None, 0, 0, Finish("abort"), 0.0))
+            return True
         found = self.engine.abort(rid)
         self._wake.set()
         return found
@@ -74,12 +95,12 @@ class Rank:
 
     async def flush(self, timeout_seconds: float = 0.0) -> bool:
         """Empty the cache, waiting so long for the rank to be idle; False if it was not."""
-        if self.engine.busy and timeout_seconds > 0:
+        if self._busy and timeout_seconds > 0:
             try:
                 await asyncio.wait_for(self._idle.wait(), timeout_seconds)
             except TimeoutError:
                 return False
-        if not self.engine.flush():
+        if self._busy or not self.engine.flush():
             return False
         self._wake.set()
         return True
@@ -95,7 +116,8 @@ class Rank:
             due = await self._pass(due, step.duration_seconds)
             self._deliver(step)
             if step.kind is StepKind.IDLE and not self.engine.busy:
-                self._idle.set()
+                if not self._arriving:
+                    self._idle.set()
                 self._wake.clear()
                 await self._wake.wait()
                 due = time.monotonic()
@@ -113,6 +135,10 @@ class Rank:
     def statistics(self) -> RankStatistics:
         """A snapshot. O(1)."""
         return RankStatistics(self._steps, self._late)
+
+    @property
+    def _busy(self) -> bool:
+        return self.engine.busy or bool(self._arriving)
 
     async def _pass(self, due: float, seconds: float) -> float:
         """Sleep to the step's end; returns when that was due, where the next step begins."""

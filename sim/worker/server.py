@@ -12,7 +12,7 @@ import zmq
 import zmq.asyncio
 from aiohttp import web
 
-from sim.engine import Engine
+from sim.engine import Engine, FrontDoor
 from sim.worker.admin_routes import AdminRoutes
 from sim.worker.config import WorkerConfig
 from sim.worker.embedding_routes import EmbeddingRoutes
@@ -97,6 +97,7 @@ class FakeWorker:
         text_model = self._text_model
         vocabulary = text_model.vocabulary if text_model else SILENT_VOCABULARY
         engine_config = config.engine(vocabulary, text_model.eos_token if text_model else 2)
+        door = FrontDoor(config.timing)
         for number in range(config.dp_size):
             event_publisher = load_publisher = None
             if events:
@@ -107,7 +108,7 @@ class FakeWorker:
                 self._spawn(event_publisher.serve_replay(replays[number]))
             if loads:
                 load_publisher = LoadPublisher(loads[number], number)
-            rank = Rank(number, Engine(engine_config), event_publisher, load_publisher)
+            rank = Rank(number, Engine(engine_config), door, event_publisher, load_publisher)
             self.ranks.append(rank)
             self._spawn(rank.run())
             self._spawn(rank.heartbeat())

@@ -1,5 +1,7 @@
 """The engine's scheduler: what it computes, keeps, reports; and that nothing is ever lost."""
 
+from typing import ClassVar
+
 import numpy as np
 import pytest
 from hypothesis import settings
@@ -18,6 +20,9 @@ from sim.engine import (
     StepTiming,
     Stored,
 )
+from sim.engine.cache import PrefixCache
+from sim.engine.queue import WaitingQueue
+from sim.engine.request import Sequence
 
 
 def array(tokens):
@@ -128,7 +133,11 @@ def test_a_prefill_stalls_decodes_unless_told_otherwise():
 
 
 def test_a_long_prompt_is_cut_into_chunks_and_short_ones_share_a_batch():
-    run = Run(timing=StepTiming(prefill_floor_seconds=0, prefill_base_seconds=0, prefill_token_seconds=1e-3))
+    run = Run(
+        timing=StepTiming(
+            prefill_floor_seconds=0, prefill_base_seconds=0, prefill_token_seconds=1e-3, prefill_graph_tokens=0
+        )
+    )
     steps = run.all(ask("long", range(1100), 1), ask("x", range(2000, 2040), 1), ask("y", range(3000, 3040), 1))
     prefills = [step for step in steps if step.kind is StepKind.PREFILL]
     assert [round(step.duration_seconds, 2) for step in prefills] == [0.51, 0.51, 0.16]
@@ -252,6 +261,8 @@ def test_bad_requests_are_refused(request_, message):
         {"max_running_requests": 0},
         {"context_length": 4},
         {"eos_after_tokens": 0},
+        {"schedule_policy": "sjf"},
+        {"version": "main"},
     ],
 )
 def test_bad_options_name_themselves(bad):
@@ -259,8 +270,118 @@ def test_bad_options_name_themselves(bad):
         EngineConfig(**bad)
 
 
+def test_an_overlapped_step_is_planned_before_the_one_before_it_brought_its_tokens():
+    run = Run(overlap_schedule=True, chunked_prefill_tokens=64)
+    run.engine.submit(ask("a", range(40), 3), 0)
+    run.step()  # a's prefill; its first decode is launched by now
+    run.engine.submit(ask("b", range(100, 140), 3), 0)
+    run.until_idle()
+    assert run.kinds == ["prefill", "decode", "prefill", "decode", "decode", "idle"]
+    assert [[output.rid for output in step.outputs] for step in run.steps[:-1]] == [
+        ["a"],
+        ["a"],
+        ["b"],
+        ["a", "b"],
+        ["b"],
+    ]
+
+
+def test_what_a_step_in_flight_computes_is_not_in_the_cache_yet():
+    def cached(**config):
+        run = Run(chunked_prefill_tokens=48, **config)
+        run.all(ask("a", range(40), 1), ask("b", range(48), 1))
+        return run.outputs["b"].cached_tokens
+
+    assert (cached(), cached(overlap_schedule=True)) == (32, 0)
+
+
+@pytest.mark.parametrize(("version", "sequences"), [("0.5.21", [2, 2, 2, 1, 1]), ("0.5.22", [2, 2, 1, 1])])
+def test_older_schedulers_decode_a_request_once_more_while_its_last_token_is_in_flight(version, sequences):
+    seen = []
+
+    class Watched(StepTiming):
+        def decode_seconds(self, count, kv_tokens, capacity_tokens):
+            seen.append(count)
+            return super().decode_seconds(count, kv_tokens, capacity_tokens)
+
+    run = Run(overlap_schedule=True, version=version, timing=Watched())
+    run.engine.submit(ask("a", range(40), 5), 0)
+    run.engine.submit(ask("b", range(100, 140), 3), 0)
+    run.until_idle()
+    assert seen == sequences
+    assert [len(run.tokens[rid]) for rid in "ab"] == [5, 3]
+
+
+def test_requests_that_ignore_eos_reserve_their_whole_output():
+    def running(version):
+        run = Run(capacity_tokens=208, page_size=1, version=version)
+        run.engine.submit(ask("a", range(10), 100, ignore_eos=True), 0)
+        run.step()
+        run.engine.submit(ask("b", range(50, 60), 100, ignore_eos=True), 0)
+        run.step()
+        return run.engine.load().running_requests
+
+    assert (running("0.5.21"), running("0.5.22")) == (2, 1)
+
+
+def test_the_expected_share_of_outputs_begins_anew_when_idle():
+    run = Run()
+    run.all(ask("a", range(40), 50))
+    assert run.engine._ratio.value == run.engine._ratio.START
+    run.engine.submit(ask("a", range(40), 50), 0)
+    for _ in range(10):
+        run.step()
+    assert run.engine._ratio.value < run.engine._ratio.START
+
+
+def test_the_longest_cached_prefix_goes_first_and_one_of_those_that_share_a_new_one():
+    run = Run(schedule_policy="lpm", chunked_prefill_tokens=128)
+    run.all(ask("seed", range(1000, 1200), 1))
+    fresh, same, warm = array(range(160)), array([*range(100), *range(300, 360)]), array(range(1000, 1201))
+    for rid, prompt in {"fresh": fresh, "same": same, "warm": warm}.items():
+        run.engine.submit(Request(rid, prompt, 1), run.now)
+    order = [output.rid for step in run.until_idle() for output in step.outputs]
+    assert order == ["warm", "fresh", "same"]
+    assert (run.outputs["warm"].cached_tokens, run.outputs["same"].cached_tokens) == (192, 96)
+
+
+def test_a_mixed_prefill_takes_the_running_requests_along():
+    run = Run(enable_mixed_chunk=True, chunked_prefill_tokens=65)
+    run.engine.submit(ask("a", range(40), 6), 0)
+    run.step()
+    run.engine.submit(ask("b", range(100, 260), 2), 0)
+    run.until_idle()
+    assert run.kinds == ["prefill", "prefill", "prefill", "prefill", "decode", "decode", "idle"]
+    assert [[output.rid for output in step.outputs] for step in run.steps[1:5]] == [
+        ["a"],
+        ["a"],
+        ["b", "a"],
+        ["a", "b"],
+    ]
+    alone = Run()
+    alone.all(ask("a", range(40), 6))
+    assert run.tokens["a"] == alone.tokens["a"]
+
+
+def test_prefixes_that_the_queue_waits_for_are_used_each_32nd_pass():
+    def survivor(passes):
+        cache, queue = PrefixCache(page_size=1), WaitingQueue()
+        queue.append(Sequence(ask("waits", range(11)), max_new_tokens=1))
+        for _ in range(passes):
+            queue.refresh(cache)
+        cache.insert(array(range(10)), Namespace())
+        cache.insert(array(range(100, 110)), Namespace())
+        queue.refresh(cache)
+        cache.evict(10)
+        return cache.match(array(range(10)), Namespace()).tokens
+
+    assert [survivor(passes) for passes in (0, 1, 31, 32)] == [10, 0, 0, 10]
+
+
 class EngineUnderRandomLoad(RuleBasedStateMachine):
     """A small pool, long outputs, shared prefixes, aborts and flushes: the invariants hold at each step."""
+
+    options: ClassVar[dict] = {}
 
     def __init__(self):
         super().__init__()
@@ -272,6 +393,7 @@ class EngineUnderRandomLoad(RuleBasedStateMachine):
             decode_log_interval=3,
             vocabulary=np.arange(5, dtype=np.uint32),
             eos_token=99,
+            **self.options,
         )
         self.engine = Engine(config)
         self.ids = 0
@@ -298,7 +420,7 @@ class EngineUnderRandomLoad(RuleBasedStateMachine):
 
     @rule()
     def flush(self):
-        assert self.engine.flush() == (not self.open)
+        assert self.engine.flush() == (not self.engine.busy)
 
     def step(self):
         step = self.engine.step(0)
@@ -324,12 +446,12 @@ class EngineUnderRandomLoad(RuleBasedStateMachine):
     @invariant()
     def nothing_is_lost(self):
         self.engine._check()
-        assert self.engine.busy == bool(self.open)
+        assert self.engine.busy >= bool(self.open)
         assert self.engine.load().used_tokens <= 96
 
     def teardown(self):
         for _ in range(20_000):
-            if not self.open:
+            if not self.engine.busy:
                 break
             self.step()
         assert not self.open, "requests starved"
@@ -339,5 +461,24 @@ class EngineUnderRandomLoad(RuleBasedStateMachine):
         assert 4 * len(self.mirror) == statistics.evictable_tokens == 96 - statistics.free_tokens
 
 
+class OverlappedEngine(EngineUnderRandomLoad):
+    options: ClassVar[dict] = {"overlap_schedule": True}
+
+
+class OldOverlappedEngine(EngineUnderRandomLoad):
+    options: ClassVar[dict] = {"overlap_schedule": True, "version": "0.5.17"}
+
+
+class MixedEngine(EngineUnderRandomLoad):
+    options: ClassVar[dict] = {"overlap_schedule": True, "enable_mixed_chunk": True, "schedule_policy": "lpm"}
+
+
+SETTINGS = settings(max_examples=30, stateful_step_count=30, deadline=None, derandomize=True)
 TestEngineUnderRandomLoad = EngineUnderRandomLoad.TestCase
-TestEngineUnderRandomLoad.settings = settings(max_examples=60, stateful_step_count=30, deadline=None, derandomize=True)
+TestEngineUnderRandomLoad.settings = SETTINGS
+TestOverlappedEngine = OverlappedEngine.TestCase
+TestOverlappedEngine.settings = SETTINGS
+TestOldOverlappedEngine = OldOverlappedEngine.TestCase
+TestOldOverlappedEngine.settings = SETTINGS
+TestMixedEngine = MixedEngine.TestCase
+TestMixedEngine.settings = SETTINGS

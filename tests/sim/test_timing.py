@@ -36,11 +36,36 @@ def test_step_grows_with_each_of_its_terms():
     assert only(prefill_pair_seconds=1).prefill_seconds(new, prefix) == 100 * 100 + 20 * 10
     assert only(prefill_sequence_seconds=1).prefill_seconds(new, prefix) == 2
     assert only(prefill_context_seconds=1).prefill_seconds(new, prefix) == 170
+    assert only(prefill_token_seconds=1, prefill_graph_tokens=8192).prefill_seconds(new, prefix) == 128
     assert only(prefill_floor_seconds=3, prefill_base_seconds=1).prefill_seconds(new, prefix) == 3
     assert only(decode_base_seconds=1).decode_seconds(7, 1000, 2000) == 1
     assert only(decode_sequence_seconds=1).decode_seconds(7, 1000, 2000) == 7
     assert only(decode_kv_token_seconds=1).decode_seconds(7, 1000, 2000) == 1000
     assert only(request_base_seconds=1, request_token_seconds=2).request_seconds(10) == 21
+
+
+@pytest.mark.parametrize(
+    ("new", "padded"),
+    [
+        (1, 4),
+        (4, 4),
+        (33, 48),
+        (257, 288),
+        (513, 576),
+        (1025, 1280),
+        (4096, 4096),
+        (4097, 4608),
+        (5371, 5632),
+        (8193, 8193),
+    ],
+)
+def test_a_prefill_is_padded_to_the_next_captured_graph(new, padded):
+    assert kernels.padded_tokens(new, 8192) == padded
+    assert kernels.padded_tokens(new, 0) == new
+
+
+def test_there_are_as_many_captured_sizes_as_in_sglang():
+    assert len({kernels.padded_tokens(new, 8192) for new in range(1, 8193)}) == 58
 
 
 def test_polynomial_is_the_rivals_formula():

@@ -23,7 +23,8 @@ REQUEST_BASE, REQUEST_TOKEN = range(2)
     DECODE_BASE,
     DECODE_SEQUENCE,
     DECODE_KV_TOKEN,
-) = range(2, 11)
+    PREFILL_GRAPH_TOKENS,
+) = range(2, 12)
 
 PREFILL_SQUARE, PREFILL_LINEAR, PREFILL_CONSTANT, DECODE_SQUARE, DECODE_LINEAR, DECODE_CONSTANT, DECODE_FLOOR = range(
     2, 9
@@ -33,6 +34,27 @@ PREFILL_GRID = 2
 """A grid: its lengths, the two axes, the values row by row. The prefill's grid first, the decode's after it."""
 
 _NUMBERS = types.Array(float64, 1, "C", readonly=True)
+
+
+@njit(int64(int64, int64), cache=True, nogil=True)
+def padded_tokens(new, most):  # type: ignore[no-untyped-def]
+    """What a prefill of `new` tokens computes where graphs are captured for up to `most`: SGLang's next captured size."""
+    if new > most:
+        return new
+    step = (
+        4
+        if new <= 32
+        else 16
+        if new <= 256
+        else 32
+        if new <= 512
+        else 64
+        if new <= 1024
+        else 256
+        if new <= 4096
+        else 512
+    )
+    return (new + step - 1) // step * step
 
 
 @njit(float64(_NUMBERS, int64, int64, float64), cache=True, nogil=True)
@@ -82,7 +104,8 @@ def _grid_end(numbers, grid):  # type: ignore[no-untyped-def]
 def prefill_seconds(kind, numbers, new, pairs, context, sequences):  # type: ignore[no-untyped-def]
     """A prefill step; see above."""
     if kind == STEP:
-        work = numbers[PREFILL_BASE] + numbers[PREFILL_TOKEN] * new + numbers[PREFILL_PAIR] * pairs
+        computed = padded_tokens(new, int(numbers[PREFILL_GRAPH_TOKENS]))
+        work = numbers[PREFILL_BASE] + numbers[PREFILL_TOKEN] * computed + numbers[PREFILL_PAIR] * pairs
         return max(
             numbers[PREFILL_FLOOR], work + numbers[PREFILL_SEQUENCE] * sequences + numbers[PREFILL_CONTEXT] * context
         )
