@@ -37,7 +37,6 @@ SWITCHES_WITHOUT_EFFECT = (
     "--enable-metrics",
     "--enable-dp-attention",
     "--enable-hierarchical-cache",
-    "--disable-overlap-schedule",
     "--skip-server-warmup",
 )
 
