@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 BENCH := .venv/.bench-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test lint format test-engine bench bench-core bench-http bench-live bench-recovery clean
+.PHONY: help demo up test lint format chaos chaos-short chaos-long test-engine bench bench-core bench-http bench-live bench-recovery clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -26,6 +26,15 @@ up: $(STAMP) ## the same stack, left serving on http://127.0.0.1:8000
 
 test: $(STAMP) ## the test suite (no GPU, no engine)
 	$(BIN)/python -m pytest
+
+chaos: $(STAMP) ## random faults on real processes, all true again after each; FAULTS=60 SEED=1
+	$(BIN)/python -m tests.chaos --faults $(or $(FAULTS),60) --seed $(or $(SEED),1) --json .chaos.json
+
+chaos-short: $(STAMP) ## the same in less than a minute
+	$(BIN)/python -m tests.chaos --faults 10 --burst 5000 --settle 15
+
+chaos-long: $(STAMP) ## the same for an hour
+	$(BIN)/python -m tests.chaos --seconds 3600 --seed $(or $(SEED),1) --json .chaos.json
 
 test-engine: $(STAMP) ## the same truths against a real SGLang on the CPU (3 GB, installed once into the cache)
 	$(BIN)/python tests/engine/install.py

@@ -7,13 +7,16 @@ import contextlib
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
     from types import TracebackType
+
+    Change = Callable[[bytes], Awaitable[bytes]]
 
 READ_BYTES = 65_536
 
 
 class Link:
-    """Carries bytes from its own port to another; `cut`, `silence` and `delay_seconds` break it, `heal` mends it."""
+    """Carries bytes from its own port to another; `cut` and `silence` break it, `heal` mends it."""
 
     def __init__(self, port: int, host: str = "127.0.0.1") -> None:
         self._to = (host, port)
@@ -22,14 +25,16 @@ class Link:
         self._passing.set()
         self._refusing = False
         self._pairs: set[asyncio.Task[None]] = set()
-        self.delay_seconds = 0.0
-        """By which every read is held up."""
 
     @property
     def port(self) -> int:
         """Where to connect instead."""
         assert self._server is not None
         return int(self._server.sockets[0].getsockname()[1])
+
+    def outward(self) -> Change:
+        """What becomes of the bytes that a new connection's client sends: a function of each read, in order."""
+        return _unchanged
 
     def silence(self) -> None:
         """A partition: connections stay, and nothing passes; new ones are accepted, and hear nothing."""
@@ -84,8 +89,8 @@ class Link:
             writer.transport.abort()
             return
         ways = [
-            asyncio.create_task(self._pump(reader, far_writer)),
-            asyncio.create_task(self._pump(far_reader, writer)),
+            asyncio.create_task(self._pump(reader, far_writer, self.outward())),
+            asyncio.create_task(self._pump(far_reader, writer, _unchanged)),
         ]
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
@@ -96,11 +101,14 @@ class Link:
             far_writer.transport.abort()
             writer.transport.abort()
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, change: Change) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(READ_BYTES):
                 await self._passing.wait()
-                if self.delay_seconds:
-                    await asyncio.sleep(self.delay_seconds)
-                writer.write(data)
-                await writer.drain()
+                if changed := await change(data):
+                    writer.write(changed)
+                    await writer.drain()
+
+
+async def _unchanged(data: bytes) -> bytes:
+    return data

@@ -489,6 +489,11 @@ class Scheduler:
         if slot is not None:
             self._evidence.forget(slot)
 
+    def held(self, target: Target) -> dict[Tier, NDArray[np.uint64]] | None:
+        """All prefixes that a target holds, by its events, in no order. None: it is not there. O(prefixes in the index)."""
+        slot = self._fleet.slot(target)
+        return None if slot is None else {tier: self._index.held(slot, tier) for tier in Tier}
+
     def targets(self) -> list[TargetState]:
         """Every target's state, in the order of slots. O(targets · requests)."""
         return [self._state(slot, target) for slot, target in self._fleet.items()]

@@ -76,6 +76,11 @@ def no_worker(reason: str) -> ApiError:
     )
 
 
+def no_target(target: str) -> ApiError:
+    """There is no such rank of a worker."""
+    return ApiError(404, f"there is no {target}; GET /workers lists all", code="target_not_found", param="worker")
+
+
 def internal() -> ApiError:
     """A fault of ours; what it was is in the log, under the request's id."""
     return ApiError(500, "internal error", "internal_error", "internal_error")

@@ -23,6 +23,7 @@ from router.frontend.errors import (
     from_dispatch,
     internal,
     invalid,
+    no_target,
     unsupported,
 )
 from router.frontend.middleware import REQUEST_ID_HEADER, Outermost
@@ -68,6 +69,9 @@ class Fleet(ModelsOfFleet, Protocol):
     def workers(self) -> list[dict[str, Any]]:
         """What is known of each worker, fit for JSON; one that gets no requests at all says why under `refused`."""
 
+    def blocks(self, target: Target) -> dict[str, list[int]] | None:
+        """What a target is believed to hold, per tier; None: it is not there."""
+
 
 class Frontend:
     """The handlers, and what they work with.
@@ -111,6 +115,7 @@ class Frontend:
                 web.get("/live", self.live),
                 web.get("/metrics", self.metrics),
                 web.get("/workers", self.workers),
+                web.get("/workers/{worker:.+}/{rank:[0-9]+}/blocks", self.blocks),
                 web.post("/explain", self.explain),
                 *(self._embeddings.routes() if self._embeddings is not None else ()),
             ]
@@ -166,6 +171,14 @@ class Frontend:
     async def workers(self, http: web.Request) -> web.Response:
         """`GET /workers`: what the router believes of each."""
         return _json({"workers": self._fleet.workers()})
+
+    async def blocks(self, http: web.Request) -> web.Response:
+        """`GET /workers/{worker}/{rank}/blocks`: every block that the router believes to be there, by its sequence hash."""
+        target = Target(http.match_info["worker"], int(http.match_info["rank"]))
+        blocks = self._fleet.blocks(target)
+        if blocks is None:
+            raise no_target(str(target))
+        return _json(blocks)
 
     async def explain(self, http: web.Request) -> web.Response:
         """`POST /explain`: where a request would go now, and why; nothing is sent."""

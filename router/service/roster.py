@@ -257,6 +257,11 @@ class Roster:
         """Longest prompt that a model's workers take; None: nobody serves it. O(1)."""
         return self._longest_prompts.get(model)
 
+    def blocks(self, target: Target) -> dict[str, list[int]] | None:
+        """The sequence hashes of all blocks that a target holds, per tier. None: it is not there. O(prefixes in the index)."""
+        held = self._scheduler.held(target)
+        return None if held is None else {tier.name.lower(): hashes.tolist() for tier, hashes in held.items()}
+
     def workers(self) -> list[dict[str, Any]]:
         """What the router believes of each worker and each of its ranks, for `GET /workers`."""
         states = {state.target: state for state in self._scheduler.targets()}

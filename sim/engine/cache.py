@@ -152,6 +152,13 @@ class PrefixCache:
             if node.parent is not None:
                 yield node
 
+    def sequences(self) -> Iterator[tuple[Namespace, NDArray[np.uint32]]]:
+        """Every sequence that no longer one extends: the tokens from a root to each leaf. O(tokens of all of them)."""
+        for node in self.nodes():
+            if not node.children:
+                path = [part.tokens for part in self._path(node)]
+                yield node.namespace, np.concatenate(path[::-1])
+
     def _aligned(self, tokens: NDArray[np.uint32]) -> NDArray[np.uint32]:
         return tokens[: len(tokens) // self.page_size * self.page_size]
 

@@ -16,7 +16,13 @@ from sim.engine.request import Finish, Output, Request, Sequence
 from sim.engine.sampling import Sampler
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+    from numpy.typing import NDArray
+
     from sim.engine.changes import Change
+    from sim.engine.request import Namespace
 
 
 class StepKind(enum.Enum):
@@ -171,6 +177,10 @@ class Engine:
             sequence.aborted = True
             self._doomed.append(sequence)
         return True
+
+    def cached_sequences(self) -> Iterator[tuple[Namespace, NDArray[np.uint32]]]:
+        """What the cache holds, as the longest sequences; each of their prefixes is held, too. O(tokens of all of them)."""
+        return self._cache.sequences()
 
     def flush(self) -> bool:
         """Empty the cache; False (and nothing done) while a request is inside. O(nodes)."""

@@ -11,9 +11,11 @@ import msgspec
 import numpy as np
 from aiohttp import web
 
+from events.blocks import DEFAULT_BLOCK_SIZE
 from sim.engine import Request
 from sim.worker.faults import FaultOrder
 from sim.worker.generation import typed
+from sim.worker.publisher import Disturbance
 from sim.worker.reply import json_reply, native_error, read_body
 
 if TYPE_CHECKING:
@@ -50,6 +52,7 @@ class AdminRoutes:
             web.get("/metrics", self.metrics),
             web.post("/abort_request", self.abort),
             *(method("/flush_cache", self.flush) for method in (web.get, web.post)),
+            web.get("/_cache", self.cache),
             web.get("/_fault", self.faults),
             web.post("/_fault", self.order_fault),
             web.delete("/_fault", self.clear_faults),
@@ -266,6 +269,11 @@ class AdminRoutes:
             return web.Response(text="Flush cache failed: requests are running or waiting.\n", status=400)
         return web.Response(text=FLUSHED)
 
+    async def cache(self, http: web.Request) -> web.Response:
+        """What each rank's cache holds now, as routers name it: for tests of those. `block_size`: the routing block, tokens."""
+        block_size = int(http.query.get("block_size", DEFAULT_BLOCK_SIZE))
+        return json_reply({"ranks": [rank.held(block_size) for rank in self._service.ranks]})
+
     async def faults(self, _: web.Request) -> web.Response:
         """What is armed."""
         return json_reply(self._service.faults.describe())
@@ -276,10 +284,10 @@ class AdminRoutes:
             order = msgspec.json.decode(await http.read(), type=FaultOrder)
         except msgspec.DecodeError as error:
             return native_error(str(error))
-        if order.kind == "drop_events":
+        if order.disturbance is not None:
             for rank in self._service.ranks:
                 if rank.events is not None:
-                    rank.events.drop_next += order.count
+                    rank.events.disturb(Disturbance(order.disturbance), order.count)
         else:
             self._service.faults.order(order)
         return await self.faults(http)
@@ -287,6 +295,9 @@ class AdminRoutes:
     async def clear_faults(self, http: web.Request) -> web.Response:
         """Disarm all."""
         self._service.faults.clear()
+        for rank in self._service.ranks:
+            if rank.events is not None:
+                rank.events.leave_alone()
         return await self.faults(http)
 
 

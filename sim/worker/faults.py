@@ -5,7 +5,7 @@
 `hang`          sends nothing more, and keeps the connection
 `cut`           closes the connection without an ending
 `die`           ends the worker at once: the process, or all its sockets where it runs inside a test
-`drop_events`   keeps the next `count` KV-event batches of each rank from the subscribers
+`*_events`      disturbs the next `count` KV-event batches of each rank, see `sim.worker.publisher.Disturbance`
 ==============  ======================================================================================
 
 The first four hit the next `count` generation requests, each after `after_tokens` tokens.
@@ -22,7 +22,9 @@ import msgspec
 
 logger = logging.getLogger(__name__)
 
-Kind = Literal["error", "hang", "cut", "die", "drop_events"]
+Kind = Literal[
+    "error", "hang", "cut", "die", "drop_events", "lose_events", "duplicate_events", "reorder_events", "delay_events"
+]
 
 
 class FaultOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -33,6 +35,12 @@ class FaultOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     count: int = 1
     status: int = 500
     message: str = "injected fault"
+
+    @property
+    def disturbance(self) -> str | None:
+        """What it does to events; None: nothing."""
+        kind, _, subject = self.kind.partition("_")
+        return kind if subject == "events" else None
 
 
 class Triggered(Exception):

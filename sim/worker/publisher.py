@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import enum
 import logging
 import time
 from collections import deque
@@ -24,6 +26,8 @@ EVENT_HIGH_WATER_MARK = 100_000
 LOAD_HIGH_WATER_MARK = 8
 REPLAY_BUFFER_BATCHES = 10_000
 BIND_ATTEMPTS = 50
+HELD_SECONDS = 0.3
+"""How long a disturbed batch may be held."""
 
 
 class PortsTaken(OSError):
@@ -53,12 +57,29 @@ def bind_consecutive(sockets: Sequence[zmq.Socket[Any]], host: str, port: int | 
     raise PortsTaken(f"no {len(sockets)} free ports on {host}" + (f" from {port} on" if port else ""))
 
 
+class Disturbance(enum.StrEnum):
+    """What befalls a batch on its way to the subscribers."""
+
+    DROP = "drop"
+    """It does not come; a replay has it."""
+    LOSE = "lose"
+    """It does not come, and no replay has it."""
+    DUPLICATE = "duplicate"
+    """It comes twice."""
+    REORDER = "reorder"
+    """It comes after the next one, or `HELD_SECONDS` later."""
+    DELAY = "delay"
+    """It comes `HELD_SECONDS` later, and all others behind it."""
+
+
 class PublisherStatistics(NamedTuple):
     """What an event publisher did."""
 
+    batches: int
+    """Numbers used."""
     sent_batches: int
     dropped_batches: int
-    """On demand, see the fault `drop_events`; a replay has them."""
+    """On demand: dropped or lost."""
     replayed_batches: int
 
 
@@ -76,8 +97,10 @@ class EventPublisher:
         self._seq = 0
         self._buffer: deque[tuple[bytes, bytes]] = deque(maxlen=REPLAY_BUFFER_BATCHES)
         self._sent = self._dropped = self._replayed = 0
-        self.drop_next = 0
-        """Batches to keep from the subscribers."""
+        self._disturbances: deque[Disturbance] = deque()
+        """Of the next batches."""
+        self._held: list[list[bytes]] = []
+        self._holding = Disturbance.DELAY  # why
 
     def publish(self, changes: Sequence[Change]) -> None:
         """Send one batch, if there is anything in it. O(tokens)."""
@@ -86,14 +109,49 @@ class EventPublisher:
         payload = self._dialect.encode(changes, self._page_size, self._rank, time.time())
         seq = self._seq.to_bytes(8, "big")
         self._seq += 1
-        self._buffer.append((seq, payload))
-        if self.drop_next:
-            self.drop_next -= 1
-            self._dropped += 1
-            logger.info("rank %d: event batch %d dropped on demand", self._rank, self._seq - 1)
-            return
-        self._socket.send_multipart([self._topic, seq, payload])
-        self._sent += 1
+        disturbance = self._disturbances.popleft() if self._disturbances else None
+        if disturbance is not None:
+            logger.info("rank %d: event batch %d on demand: %s", self._rank, self._seq - 1, disturbance)
+        if disturbance is not Disturbance.LOSE:
+            self._buffer.append((seq, payload))
+        self._carry([self._topic, seq, payload], disturbance)
+
+    def disturb(self, disturbance: Disturbance, count: int) -> None:
+        """Let this happen to the next `count` batches, after what was ordered before."""
+        self._disturbances.extend([disturbance] * count)
+
+    def leave_alone(self) -> None:
+        """Let nothing more happen to further batches."""
+        self._disturbances.clear()
+
+    def _carry(self, frames: list[bytes], disturbance: Disturbance | None) -> None:
+        match disturbance:
+            case Disturbance.DROP | Disturbance.LOSE:
+                self._dropped += 1
+            case Disturbance.REORDER | Disturbance.DELAY:
+                self._hold(frames, disturbance)
+            case _ if self._held and self._holding is Disturbance.DELAY:
+                self._held.append(frames)
+            case _:
+                for _ in range(2 if disturbance is Disturbance.DUPLICATE else 1):
+                    self._send(frames)
+                self._release()
+
+    def _hold(self, frames: list[bytes], disturbance: Disturbance) -> None:
+        if not self._held:
+            asyncio.get_running_loop().call_later(HELD_SECONDS, self._release)
+        self._held.append(frames)
+        self._holding = disturbance
+
+    def _release(self) -> None:
+        held, self._held = self._held, []
+        for frames in held:
+            self._send(frames)
+
+    def _send(self, frames: list[bytes]) -> None:
+        if not self._socket.closed:  # a held batch may outlive it
+            self._socket.send_multipart(frames)
+            self._sent += 1
 
     async def serve_replay(self, router: zmq.asyncio.Socket) -> None:
         """Answer replay requests until cancelled."""
@@ -116,7 +174,7 @@ class EventPublisher:
 
     def statistics(self) -> PublisherStatistics:
         """A snapshot. O(1)."""
-        return PublisherStatistics(self._sent, self._dropped, self._replayed)
+        return PublisherStatistics(self._seq, self._sent, self._dropped, self._replayed)
 
 
 class LoadPublisher:

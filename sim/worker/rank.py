@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from events.blocks import salt_seed, sequence_hashes
 from sim.engine import Finish, Output, StepKind
 
 if TYPE_CHECKING:
@@ -131,6 +132,14 @@ class Rank:
     def load(self) -> Load:
         """The engine's load now."""
         return self.engine.load()
+
+    def held(self, block_size: int) -> dict[str, Any]:
+        """The sequence hashes of all full blocks in the cache, and how many event batches led there. O(cached tokens)."""
+        blocks: set[int] = set()
+        for namespace, tokens in self.engine.cached_sequences():
+            blocks.update(sequence_hashes(tokens, block_size, salt_seed(namespace.cache_salt)).tolist())
+        batches = self.events.statistics().batches if self.events is not None else 0
+        return {"rank": self.number, "batches": batches, "blocks": sorted(blocks)}
 
     def statistics(self) -> RankStatistics:
         """A snapshot. O(1)."""

@@ -9,9 +9,11 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
+import numpy as np
 import pytest
 from openai import AsyncOpenAI
 
+from events.blocks import sequence_hashes
 from launch.stack import MODEL_NAME
 from sim import tinymodel
 from tests.live.conftest import ROUTER_OPTIONS
@@ -84,9 +86,17 @@ async def test_a_repeated_prefix_lands_on_its_holder(stack: Stack, session: aioh
             return held[holder] == 300 // 64
 
         await until(known, "the stored event never reached the index")
+        listed = await get(session, f"{url}/workers/{holder}/blocks")
+        assert set(sequence_hashes(np.array(fresh(seed), np.uint32), 64).tolist()) <= set(listed["device"])
         status, body, worker = await complete(session, url, [*fresh(seed), *fresh(seed + 100, 50)])
         assert (status, worker) == (200, holder)
         assert body["usage"]["prompt_tokens_details"]["cached_tokens"] == 300 // 16 * 16
+
+
+async def test_blocks_of_a_rank_that_is_not_there(stack: Stack, session: aiohttp.ClientSession) -> None:
+    async with session.get(f"{router(stack)}/workers/nobody/7/blocks") as reply:
+        assert reply.status == 404
+        assert "nobody/7" in (await reply.json())["error"]["message"]
 
 
 async def test_openais_client_streams_a_chat(stack: Stack) -> None:

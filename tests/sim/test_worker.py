@@ -11,11 +11,13 @@ from hashlib import sha256
 
 import aiohttp
 import msgspec
+import numpy as np
 import openai
 import pytest
 import zmq
 import zmq.asyncio
 
+from events.blocks import sequence_hashes
 from sim.engine import StepTiming
 from sim.worker import FakeWorker, WorkerConfig
 from sim.worker.server import Ports
@@ -392,6 +394,39 @@ async def test_dropped_batches_are_missing_live_and_there_on_replay(start, zmq_c
     replayed = await replay(zmq_context, client.worker.ports.replay, last + 1)
     assert len(replayed) == 3
     assert client.worker.ranks[0].events.statistics().dropped_batches == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "live", "replayed"),
+    [
+        ("lose_events", [1, 2, 3], [1, 2, 3]),
+        ("duplicate_events", [0, 0, 1, 2, 3], [0, 1, 2, 3]),
+        ("reorder_events", [1, 0, 2, 3], [0, 1, 2, 3]),
+        ("delay_events", [0, 1, 2, 3], [0, 1, 2, 3]),
+    ],
+)
+async def test_disturbed_batches(start, zmq_context, kind, live, replayed):
+    client = await start()
+    socket, last = await subscribe(zmq_context, client.worker.ports.kv_events, client)
+    await client.post("/_fault", {"kind": kind, "count": 1})
+    for number in range(4):
+        await client.generate(range(100 * number, 100 * number + 40), 1)
+        await client.idle()
+    assert [(await receive(socket))[1] - last - 1 for _ in live] == live
+    frames = await replay(zmq_context, client.worker.ports.replay, last + 1)
+    assert [int.from_bytes(frame[-2], "big") - last - 1 for frame in frames[:-1]] == replayed
+
+
+async def test_the_cache_is_told_as_routers_name_it(start):
+    client = await start(page_size=16)
+    prompts = [np.arange(start, start + 200, dtype=np.uint32) for start in (0, 1000)]
+    for prompt in [*prompts, np.concatenate([prompts[0][:100], prompts[1][:100]])]:
+        await client.generate(prompt.tolist(), 1)
+    await client.idle()
+    content = await client.get("/_cache?block_size=64")
+    expected = {block for prompt in prompts for block in sequence_hashes(prompt, 64).tolist()}
+    expected |= set(sequence_hashes(np.concatenate([prompts[0][:100], prompts[1][:100]]), 64).tolist())
+    assert set(content["ranks"][0]["blocks"]) == expected
 
 
 async def test_load_reports_follow_changes_and_the_clock(start, zmq_context):

@@ -1,0 +1,176 @@
+"""The site that is maltreated: NATS, etcd, engines with adapters, and routers, each a process, with links in between.
+
+Every adapter and every router has its own link to NATS, so that each can be cut off alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Self
+
+import aiohttp
+
+from events.bus.broker import EmbeddedBroker
+from events.membership.etcd.access import EtcdAccess
+from events.membership.etcd.registry import EtcdRegistry
+from launch.etcd import EtcdServer
+from launch.stack import MODEL_NAME
+from sim import tinymodel
+from tests.chaos.natslink import NatsLink
+from tests.chaos.part import Part
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from types import TracebackType
+    from typing import Any
+
+NAMESPACE = "chaos"
+BLOCK_SIZE = 64
+TTL_SECONDS = 2.0
+PAGE_SIZES = (16, 64, 1)
+RANKS = (1, 2, 1)
+"""Of the engines, in turn."""
+ENGINE_OPTIONS = (
+    *("--max-total-tokens", "16384", "--context-length", "4096", "--decode-step-ms", "2"),
+    *("--prefill-tokens-per-second", "400000", "--log-level", "info"),
+)
+ROUTER_OPTIONS = (
+    *("--stall-timeout", "1.5", "--ejection", "0.2", "--longest-ejection", "2", "--connect-timeout", "2"),
+    *("--first-token-timeout", "10", "--idle-timeout", "10", "--http-host", "127.0.0.1"),
+)
+
+
+class Site:
+    """Everything, started and stopped together; `folder` holds logs and data."""
+
+    def __init__(self, folder: Path, *, engines: int = 3, routers: int = 2) -> None:
+        self.folder = folder
+        self.broker = EmbeddedBroker()
+        self.etcd = EtcdServer(folder / "etcd")
+        self.engines: list[Part] = []
+        self.adapters: list[Part] = []
+        self.routers: list[Part] = []
+        self.adapter_links: list[NatsLink] = []
+        self.router_links: list[NatsLink] = []
+        self._counts = (engines, routers)
+        self._exits = AsyncExitStack()
+        self.http: aiohttp.ClientSession
+
+    async def __aenter__(self) -> Self:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            await self._start()
+        except BaseException:
+            await self._exits.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._exits.aclose()
+
+    async def _start(self) -> None:
+        enter = self._exits.enter_async_context
+        self.http = await enter(aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(40)))
+        await enter(self.broker)
+        await enter(self.etcd)
+        engines, routers = self._counts
+        for index in range(engines):
+            self.engines.append(self._part(f"engine{index}", "sim.worker", self._engine_arguments(index)))
+        await self._launch(self.engines)
+        for index in range(engines):
+            self.adapter_links.append(await self._link())
+            self.adapters.append(self._part(f"adapter{index}", "workers.sglang", self._adapter_arguments(index)))
+        for index in range(routers):
+            self.router_links.append(await self._link())
+            self.routers.append(self._part(f"router{index}", "router", self._router_arguments(index)))
+        await self._launch([*self.adapters, *self.routers])
+
+    def _part(self, name: str, module: str, arguments: Any) -> Part:
+        part = Part(name, module, arguments, self.folder)
+        self._exits.push_async_callback(part.end)
+        return part
+
+    async def _launch(self, parts: list[Part]) -> None:
+        for part in parts:
+            await part.start()
+        await asyncio.gather(*(part.ready() for part in parts))
+
+    async def _link(self) -> NatsLink:
+        assert self.broker.port is not None
+        return await self._exits.enter_async_context(NatsLink(self.broker.port))
+
+    # ---- command lines
+
+    def _engine_arguments(self, index: int) -> Any:
+        def arguments(known: dict[str, Any]) -> list[str]:
+            ports = ("http", "port"), ("kv_events", "kv-events-port"), ("replay", "replay-port"), ("load", "load-port")
+            return [
+                *("--model-path", str(tinymodel.PATH), "--served-model-name", MODEL_NAME),
+                *("--page-size", str(PAGE_SIZES[index % 3]), "--dp-size", str(RANKS[index % 3])),
+                *(word for name, option in ports if name in known for word in (f"--{option}", str(known[name]))),
+                *ENGINE_OPTIONS,
+            ]
+
+        return arguments
+
+    def _adapter_arguments(self, index: int) -> Any:
+        url = self.engine_url(index)
+        return lambda _: ["--attach", url, "--block-size", str(BLOCK_SIZE), *self._place(self.adapter_links[index])]
+
+    def _router_arguments(self, index: int) -> Any:
+        def arguments(known: dict[str, Any]) -> list[str]:
+            port = known["http"].rsplit(":", 1)[1] if known else "0"
+            first = () if known else ("--min-workers", str(self._counts[0]))
+            return [
+                *("--model-path", str(tinymodel.PATH), "--block-size", str(BLOCK_SIZE), "--http-port", port),
+                *first,
+                *ROUTER_OPTIONS,
+                *self._place(self.router_links[index]),
+            ]
+
+        return arguments
+
+    def _place(self, link: NatsLink) -> list[str]:
+        return [
+            *("--nats", f"nats://127.0.0.1:{link.port}", "--namespace", NAMESPACE),
+            *("--discovery", "etcd", "--etcd", self.etcd.url, "--discovery-ttl", str(TTL_SECONDS)),
+        ]
+
+    # ---- where things are
+
+    def engine_url(self, index: int) -> str:
+        """Base URL of an engine."""
+        return f"http://127.0.0.1:{self.engines[index].announced['http']}"
+
+    def worker_id(self, index: int) -> str:
+        """Its name among routers."""
+        return f"127.0.0.1:{self.engines[index].announced['http']}"
+
+    def router_url(self, index: int) -> str:
+        """Base URL of a router."""
+        return str(self.routers[index].announced["http"])
+
+    def ranks(self, index: int) -> int:
+        """Ranks of an engine."""
+        return RANKS[index % 3]
+
+    def registry(self) -> EtcdRegistry:
+        """The registry, as a router sees it."""
+        return EtcdRegistry(EtcdAccess(urls=(self.etcd.url,)), NAMESPACE, TTL_SECONDS)
+
+    async def kill_broker(self) -> None:
+        """End the NATS server at once."""
+        assert self.broker.pid is not None
+        os.kill(self.broker.pid, signal.SIGKILL)
+        while self.broker.running:
+            await asyncio.sleep(0.01)
+
+    def signal_broker(self, number: signal.Signals) -> None:
+        """Send the NATS server a signal."""
+        assert self.broker.pid is not None
+        os.kill(self.broker.pid, number)
