@@ -135,7 +135,8 @@ class Scheduler:
     :param policy: for requests, and for the prefill part of those that are shared out.
     :param block_size: tokens in a block of the sequence hashes.
     :param decode_policy: for the decode part; default: by load alone, see `DecodeLoad`.
-    :param prediction_ttl_seconds: how long a prediction lasts on a target without events.
+    :param prediction_ttl_seconds: how long a prediction lasts on a target without events. What its engine evicts is foretold by its
+        capacity; time only ends what nothing else does.
     :param exact_prediction_ttl_seconds: the same on a target with events, where it only has to last until the event comes.
     :param max_index_blocks: bound of the index, in distinct prefixes; beyond it the least recently used go.
     :raises ValueError: `block_size` is below 1.
@@ -147,7 +148,7 @@ class Scheduler:
         block_size: int,
         *,
         decode_policy: Policy | None = None,
-        prediction_ttl_seconds: float = 120.0,
+        prediction_ttl_seconds: float = 3600.0,
         exact_prediction_ttl_seconds: float = 5.0,
         max_index_blocks: int = DEFAULT_MAX_BLOCKS,
         seed: int = 0,
