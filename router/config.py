@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -103,6 +104,9 @@ class RouterConfig:
     stall_timeout_seconds: float = 20.0
     ejection_seconds: float = 1.0
     longest_ejection_seconds: float = 60.0
+    admin_token: str | None = None
+    """None: no administration."""
+    engine_admin_key: str | None = None
     log_level: str = "info"
 
     def __post_init__(self) -> None:
@@ -200,6 +204,18 @@ def _serving_options(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--max-body-bytes", type=positive, default=RouterConfig.max_body_bytes, metavar="N", help="default: 32 MiB"
+    )
+    group.add_argument(
+        "--admin-token",
+        default=os.environ.get("WARMPATH_ADMIN_TOKEN") or None,
+        metavar="TOKEN",
+        help="allow /admin/… to who gives it as a bearer token (default: WARMPATH_ADMIN_TOKEN, which no process list shows; off)",
+    )
+    group.add_argument(
+        "--engine-admin-key",
+        default=os.environ.get("WARMPATH_ENGINE_ADMIN_KEY") or None,
+        metavar="KEY",
+        help="what engines started with --admin-api-key ask for (default: WARMPATH_ENGINE_ADMIN_KEY)",
     )
     group.add_argument(
         "--log-level",

@@ -75,6 +75,10 @@ class Metrics:
             registry=registry,
         )
 
+        self.admin_calls = Counter(
+            "warmpath_admin_calls", "Calls to engines for administrators.", ("operation", "outcome"), registry=registry
+        )
+
         # the dispatcher's
         self.decisions = Counter("warmpath_decisions", "Placements.", ("policy",), registry=registry)
         self.decision_seconds = Histogram(

@@ -81,14 +81,17 @@ class FleetView(NamedTuple):
 class Fleet:
     """Which target has which slot, and what its card says of it. A slot is reused after its target left, lowest first.
 
-    Columns: `present`, `available`, `exact`, `model` (an interned number), `part` (its place in `PARTS`), `caches` (whether prompts
-    stay in its cache), `page_size`, `capacity_blocks`, `max_running_requests` (-1: not known), `last_placed` (-1: never).
+    Columns: `present`, `available` (it is `fit`, and not `held`), `exact`, `model` (an interned number), `part` (its place in
+    `PARTS`), `caches` (whether prompts stay in its cache), `page_size`, `capacity_blocks`, `max_running_requests` (-1: not
+    known), `last_placed` (-1: never).
     """
 
     def __init__(self) -> None:
         self.columns: Columns = Columns(
             present=np.bool_,
             available=np.bool_,
+            fit=np.bool_,
+            held=np.bool_,
             exact=np.bool_,
             model=np.int64,
             part=np.int64,
@@ -136,6 +139,8 @@ class Fleet:
         row = {
             "present": True,
             "available": True,
+            "fit": True,
+            "held": False,
             "exact": exact,
             "model": self._models.setdefault(model, len(self._models)),
             "part": PARTS.index(part),

@@ -238,9 +238,17 @@ class Scheduler:
 
     def set_available(self, target: Target, available: bool) -> None:
         """Whether new requests may go there; what is known of it and booked there stays."""
-        slot = self._known(target)
+        self._set_flag("fit", target, available)
+
+    def hold(self, target: Target, held: bool) -> None:
+        """Whether somebody keeps new requests away from it, however available it is otherwise."""
+        self._set_flag("held", target, held)
+
+    def _set_flag(self, flag: str, target: Target, value: bool) -> None:
+        slot, columns = self._known(target), self._fleet.columns
         if slot is not None:
-            self._fleet.columns["available"][slot] = available
+            columns[flag][slot] = value
+            columns["available"][slot] = columns["fit"][slot] and not columns["held"][slot]
 
     def set_exact(self, target: Target, exact: bool) -> None:
         """Whether a target's events are in step now; while they are not, what is sent there is predicted for longer. O(n)."""

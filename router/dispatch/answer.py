@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from router.core import Path, Target
 from router.dispatch.errors import EngineError, EngineTimeout, EngineUnreachable
 from router.dispatch.http.client import JSON_HEADERS
 from router.dispatch.textchunks import FirstContent, Usage, reply_usage, stream_error, stream_usage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from router.core import Placement
     from router.dispatch.engine import EngineClient
@@ -24,6 +26,19 @@ RANK_HEADER = "X-Data-Parallel-Rank"
 """As SGLang reads it: the body stays as the client sent it."""
 MAX_REPLY_BYTES = 1024**3
 USAGE_TAIL_BYTES = 8192
+
+
+def extended(body: bytes, fields: Mapping[str, object]) -> bytes:
+    """A JSON object with more fields at its end; what it had stays as it was, byte for byte. O(n).
+
+    >>> extended(b'{"model": "m" }', {"rid": "r"})
+    b'{"model": "m" ,"rid":"r"}'
+    >>> extended(b"{}", {"rid": "r"})
+    b'{"rid":"r"}'
+    """
+    head = body.rstrip()[:-1]
+    comma = b"" if head.strip() == b"{" else b","
+    return head + comma + msgspec.json.encode(fields)[1:]
 
 
 class Answer:
@@ -127,8 +142,18 @@ class Answer:
             self._desk.metrics.aborts.labels(error.kind if error is not None else "left").inc()
 
     def _body(self) -> bytes:
-        """What is sent: as it came."""
-        return self._request.body
+        """What is sent: as it came, but for the rank where its route reads it there."""
+        rank = self._rank_field(self.target)
+        return extended(self._request.body, rank) if rank else self._request.body
+
+    def _rank_field(self, target: Target) -> dict[str, object]:
+        """The rank as a field of the body, where the route reads it there; of two fields of one name, engines take the last."""
+        if not self._request.names_rank:
+            return {}
+        try:
+            return {"routed_dp_rank": target.rank} if self._desk.endpoints.ranks(target) > 1 else {}
+        except KeyError:  # it has left; its address will say so
+            return {}
 
     def _address(self, target: Target) -> tuple[str, dict[str, str]]:
         """The URL and the headers.

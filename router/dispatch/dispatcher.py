@@ -93,11 +93,17 @@ class Dispatcher:
         yield Output([], attempt.target, journey.cached_tokens or 0, finish_reason="length")
 
     def explain(
-        self, prompt: NDArray[np.uint32], model: str | None = None, cache_salt: str | None = None
+        self,
+        prompt: NDArray[np.uint32],
+        model: str | None = None,
+        cache_salt: str | None = None,
+        adapter: str | None = None,
+        excluded: frozenset[Target] = frozenset(),
     ) -> PathDecision:
         """How a prompt would be placed now, and why; nothing is booked or sent."""
-        hashes = sequence_hashes(prompt, self._block_size, salt_seed(cache_salt))
-        return self._paths.explain(RoutingRequest("explain", hashes, len(prompt), model=model), self._clock())
+        hashes = sequence_hashes(prompt, self._block_size, salt_seed(cache_salt, adapter))
+        request = RoutingRequest("explain", hashes, len(prompt), excluded=excluded, model=model)
+        return self._paths.explain(request, self._clock())
 
     async def close(self) -> None:
         """Wait for aborts under way; each has a timeout of its own."""

@@ -22,14 +22,14 @@ class Journey:
     def __init__(self, request: TokenRequest, block_size: int) -> None:
         self.request = request
         self.generated: list[int] = []
-        self.excluded: set[Target] = set()
+        self.excluded: set[Target] = set(request.excluded)
         self.failures = 0
         self.error: EngineError | None = None
         """The last failure."""
         self.cached_tokens: int | None = None
         """As the first worker reported it: usage counts the prompt once."""
         self._block_size = block_size
-        self._seed = salt_seed(request.cache_salt)
+        self._seed = salt_seed(request.cache_salt, request.adapter)
 
     def __repr__(self) -> str:
         return (

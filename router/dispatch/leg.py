@@ -136,6 +136,8 @@ class Leg:
             body["cache_salt"] = request.cache_salt
         if request.extra_key is not None:
             body["extra_key"] = request.extra_key
+        if request.adapter is not None:
+            body["lora_path"] = request.adapter
         return url, body
 
     def take(self, output: EngineOutput) -> Output:

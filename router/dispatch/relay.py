@@ -74,7 +74,7 @@ class Relay:
         :raises EngineError: it failed everywhere it was tried; the last failure.
         """
         hashes, prompt_tokens = request.prompt or (NO_HASHES, max(1, len(request.body) // BYTES_PER_TOKEN))
-        excluded: frozenset[Target] = frozenset()
+        excluded = request.excluded
         failures = 0
         last: EngineError | None = None
         while True:
@@ -94,9 +94,11 @@ class Relay:
             else:
                 return answer
 
-    def hashes(self, tokens: NDArray[np.uint32], cache_salt: str | None) -> NDArray[np.uint64]:
+    def hashes(
+        self, tokens: NDArray[np.uint32], cache_salt: str | None, adapter: str | None = None
+    ) -> NDArray[np.uint64]:
         """Sequence hashes of a prompt's full blocks. O(n)."""
-        return sequence_hashes(tokens, self._block_size, salt_seed(cache_salt))
+        return sequence_hashes(tokens, self._block_size, salt_seed(cache_salt, adapter))
 
     async def close(self) -> None:
         """Wait for aborts under way; each has a timeout of its own."""

@@ -27,6 +27,10 @@ class TokenRequest:
     """SGLang's `sampling_params`, but for `max_new_tokens`."""
     cache_salt: str | None = None
     extra_key: str | None = None
+    adapter: str | None = None
+    """A LoRA adapter, by name: its prefixes are its own."""
+    excluded: frozenset[Target] = frozenset()
+    """Who cannot take it from the start."""
     migration_limit: int | None = None
     """How often it may go on elsewhere; None: as the dispatcher has it."""
     resumable: bool = True
@@ -78,5 +82,9 @@ class TextRequest:
     """A stream of its ends with the usage."""
     streams: bool = False
     """It asks for a stream."""
+    excluded: frozenset[Target] = frozenset()
+    """Who cannot take it from the start."""
+    names_rank: bool = False
+    """Its route reads the rank in the body, not in a header."""
     divisible: bool = True
     """False: a pair of prefill and decode workers cannot take it (several prompts, or several answers)."""

@@ -32,8 +32,18 @@ class _Usage(msgspec.Struct):
     prompt_tokens_details: _Details | None = None
 
 
+class _Meta(msgspec.Struct):
+    """What `/generate` says of itself in place of a usage."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int | None = None
+    finish_reason: Any = None
+
+
 class _Reply(msgspec.Struct):
     usage: _Usage | None = None
+    meta_info: _Meta | None = None
 
 
 class _Delta(msgspec.Struct):
@@ -51,6 +61,7 @@ class _Choice(msgspec.Struct):
 class _Chunk(msgspec.Struct):
     choices: list[_Choice] = []
     usage: _Usage | None = None
+    meta_info: _Meta | None = None
 
 
 class _Error(msgspec.Struct):
@@ -74,7 +85,8 @@ def reply_usage(body: bytes) -> Usage | None:
     Usage(prompt_tokens=5, completion_tokens=2, cached_tokens=4)
     """
     try:
-        return _usage(_REPLY.decode(body).usage)
+        reply = _REPLY.decode(body)
+        return _usage(reply.usage, reply.meta_info)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
 
@@ -82,7 +94,11 @@ def reply_usage(body: bytes) -> Usage | None:
 def stream_usage(tail: bytes) -> Usage | None:
     """The last usage in the end of a stream, if it is there. O(n)."""
     for line in reversed(tail.split(b"\n")):
-        if line.startswith(b"data:") and b'"usage"' in line and (usage := reply_usage(line[5:])):
+        if (
+            line.startswith(b"data:")
+            and (b'"usage"' in line or b'"meta_info"' in line)
+            and (usage := reply_usage(line[5:]))
+        ):
             return usage
     return None
 
@@ -125,7 +141,10 @@ class FirstContent:
             chunk = _CHUNK.decode(payload)
         except (msgspec.DecodeError, UnicodeDecodeError):
             return False  # not ours to judge: the client gets it as it is
-        self.usage = _usage(chunk.usage)
+        self.usage = _usage(chunk.usage, chunk.meta_info)
+        meta = chunk.meta_info
+        if meta is not None:
+            return meta.completion_tokens > 0 or meta.finish_reason is not None
         return any(_has_content(choice) for choice in chunk.choices)
 
 
@@ -138,7 +157,9 @@ def _has_content(choice: _Choice) -> bool:
     )
 
 
-def _usage(usage: _Usage | None) -> Usage | None:
+def _usage(usage: _Usage | None, meta: _Meta | None) -> Usage | None:
+    if meta is not None:
+        return Usage(meta.prompt_tokens, meta.completion_tokens, meta.cached_tokens)
     if usage is None:
         return None
     cached_tokens = usage.prompt_tokens_details.cached_tokens if usage.prompt_tokens_details is not None else None

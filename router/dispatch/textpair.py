@@ -6,17 +6,15 @@ import asyncio
 import uuid
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from router.core import Path
 from router.core.paths import prefill_id
-from router.dispatch.answer import MAX_REPLY_BYTES, Answer
+from router.dispatch.answer import MAX_REPLY_BYTES, Answer, extended
 from router.dispatch.errors import EngineError, EngineTimeout, EngineUnreachable, RendezvousFailed
 from router.dispatch.pair import COUPLED, beside, meeting
 from router.dispatch.textchunks import reply_usage, stream_error, stream_usage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from router.core import Pair
     from router.dispatch.engine import EngineClient
@@ -25,19 +23,6 @@ if TYPE_CHECKING:
     from router.dispatch.request import TextRequest
     from router.dispatch.rooms import Rooms
     from router.dispatch.textchunks import Usage
-
-
-def extended(body: bytes, fields: Mapping[str, object]) -> bytes:
-    """A JSON object with more fields at its end; what it had stays as it was, byte for byte. O(n).
-
-    >>> extended(b'{"model": "m" }', {"rid": "r"})
-    b'{"model": "m" ,"rid":"r"}'
-    >>> extended(b"{}", {"rid": "r"})
-    b'{"rid":"r"}'
-    """
-    head = body.rstrip()[:-1]
-    comma = b"" if head.strip() == b"{" else b","
-    return head + comma + msgspec.json.encode(fields)[1:]
 
 
 def heard(task: asyncio.Task[None]) -> None:
@@ -113,8 +98,9 @@ class PairAnswer(Answer):
         except EngineUnreachable as error:
             self._prefill_error = error
             raise
-        self._fields = decode_fields | {"rid": self._rid}
-        return extended(self._request.body, prefill_fields | {"rid": self._rid})
+        self._fields = decode_fields | self._rank_field(self.target) | {"rid": self._rid}
+        own = prefill_fields | self._rank_field(self._pair.prefill.target)
+        return extended(self._request.body, own | {"rid": self._rid})
 
     async def _prefill(self, body: bytes) -> None:
         try:

@@ -126,6 +126,7 @@ class Embeddings:
             body=body,
             model=asked.model.name,
             headers=forwarded_headers(http),
+            excluded=self._models.without_adapter(asked),
             divisible=False,
         )
         try:

@@ -9,6 +9,10 @@ from router.frontend.errors import ApiError, model_not_found, no_worker
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from router.core import Target
+
+NOBODY: frozenset[Target] = frozenset()
+
 
 class ServedModel(NamedTuple):
     """One model, by what all of its workers say."""
@@ -40,6 +44,9 @@ class ModelsOfFleet(Protocol):
     def context_tokens(self, model: str) -> int | None:
         """Longest prompt that some worker of a model takes; None: no worker serves it."""
 
+    def without_adapter(self, model: str, adapter: str) -> frozenset[Target]:
+        """Targets of a model that have not loaded an adapter."""
+
 
 class Asked(NamedTuple):
     """What a name in a request stands for."""
@@ -47,6 +54,22 @@ class Asked(NamedTuple):
     model: ServedModel
     adapter: str | None
     context_tokens: int
+
+    def with_adapter(self, adapter: str | None) -> Asked:
+        """The same with the adapter of a field of its own, if there is one.
+
+        :raises ApiError: no worker has loaded it, or the model's name has another.
+        """
+        if adapter is None or adapter == self.adapter:
+            return self
+        if self.adapter is not None:
+            message = f"lora_path: {adapter!r} is not the adapter in the model's name, {self.adapter!r}"
+            raise ApiError(400, message, param="lora_path")
+        if adapter not in self.model.adapters:
+            loaded = ", ".join(sorted(self.model.adapters)) or "none"
+            message = f"no worker of {self.model.name} has loaded the adapter {adapter!r}; loaded: {loaded}"
+            raise ApiError(404, message, code="adapter_not_found", param="lora_path")
+        return self._replace(adapter=adapter)
 
 
 class Models:
@@ -94,6 +117,11 @@ class Models:
             raise _other_kind(name, "makes embeddings and generates nothing; ask /v1/embeddings")
         return asked
 
+    def explained(self, name: str | None) -> Asked:
+        """What a name stands for, where anything may be asked about: a model that nobody serves, or none."""
+        model, adapter = _split(name or "", self._fleet.models())
+        return Asked(self._fleet.served().get(model, ServedModel(model)), adapter, 0)
+
     def embedding(self, name: str) -> Asked:
         """The same, of a model that makes embeddings.
 
@@ -118,6 +146,15 @@ class Models:
         if not names:
             raise no_worker("none makes embeddings")
         raise ApiError(400, f"model is required: {', '.join(names)} are served here", param="model")
+
+    def generating_names(self) -> list[str]:
+        """Models that generate."""
+        served = self._fleet.served()
+        return [name for name in self._fleet.models() if not served[name].embedding]
+
+    def without_adapter(self, asked: Asked) -> frozenset[Target]:
+        """Targets that cannot take a request, as they lack its adapter."""
+        return self._fleet.without_adapter(asked.model.name, asked.adapter) if asked.adapter is not None else NOBODY
 
     def passes(self, name: str, *, chat: bool) -> bool:
         """Whether requests for a name go to the engines as they are, where the router as a whole works in token mode."""

@@ -66,6 +66,8 @@ class GenerationRequest:
     include_usage: bool
     cache_salt: str | None
     extra_key: str | None
+    adapter: str | None
+    """The LoRA adapter in `lora_path`; one may be in the model's name, too."""
     template_arguments: Mapping[str, Any]
     """Further variables for the chat template."""
     constrained: bool
@@ -118,7 +120,7 @@ class _Body(msgspec.Struct, kw_only=True):
     cache_salt: str | None = None
     extra_key: str | None = None
     n: Positive | None = None
-    lora_path: Any = None
+    lora_path: Annotated[str, Meta(min_length=1)] | None = None
     user: Any = None
     metadata: Any = None
     max_tokens: Positive | None = None
@@ -301,8 +303,6 @@ def _request(
 ) -> GenerationRequest:
     if body.n not in {None, 1}:
         raise unsupported("n", "only 1")
-    if body.lora_path is not None:
-        raise unsupported("lora_path", "adapters are not routed yet")
     grammar = _grammar(body)
     return GenerationRequest(
         model=body.model,
@@ -314,6 +314,7 @@ def _request(
         include_usage=bool(body.stream_options and body.stream_options.include_usage),
         cache_salt=body.cache_salt or None,
         extra_key=body.extra_key or None,
+        adapter=body.lora_path,
         template_arguments=template_arguments,
         constrained=bool(grammar),
         ignored=tuple(sorted(fields.keys() - set(type(body).__struct_fields__))),

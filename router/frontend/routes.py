@@ -28,6 +28,7 @@ from router.frontend.errors import (
 )
 from router.frontend.middleware import REQUEST_ID_HEADER, Outermost
 from router.frontend.models import Models, ModelsOfFleet
+from router.frontend.native import Native
 from router.frontend.replies import ChatReplies, CompletionReplies, error_event
 from router.frontend.requests import asked_model, parse_chat, parse_completion, parse_explain
 from router.frontend.stops import StopStrings
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from router.dispatch.dispatcher import Dispatcher
     from router.dispatch.relay import Relay
     from router.dispatch.request import Output
+    from router.frontend.admin import Administration
     from router.frontend.errors import ApiError
     from router.frontend.models import Asked
     from router.frontend.replies import Replies
@@ -89,6 +91,7 @@ class Frontend:
         relay: Relay | None = None,
         *,
         text_mode: bool = True,
+        administration: Administration | None = None,
     ) -> None:
         self._fleet = fleet
         self._dispatcher = dispatcher
@@ -97,8 +100,13 @@ class Frontend:
         self._started_at = int(time.time())
         self._models = models = Models(fleet)
         self._text_mode = text_mode
-        self._text = TextMode(relay, tokenizer_of, metrics, models.generating) if relay is not None else None
-        self._embeddings = Embeddings(relay, metrics, models) if relay is not None else None
+        self._administration = administration
+        self._text: TextMode | None = None
+        self._passed: list[web.Route] = []
+        if relay is not None:
+            self._text = TextMode(relay, tokenizer_of, metrics, models)
+            native = Native(self._text, relay, tokenizer_of, models)
+            self._passed = [*Embeddings(relay, metrics, models).routes(), web.post("/generate", native.generate)]
 
     def __repr__(self) -> str:
         return f"Frontend({self._models!r})"
@@ -117,7 +125,8 @@ class Frontend:
                 web.get("/workers", self.workers),
                 web.get("/workers/{worker:.+}/{rank:[0-9]+}/blocks", self.blocks),
                 web.post("/explain", self.explain),
-                *(self._embeddings.routes() if self._embeddings is not None else ()),
+                *self._passed,
+                *(self._administration.routes() if self._administration is not None else ()),
             ]
         )
         return Outermost(routes, self._metrics, web.Limits(body_bytes=max_body_bytes))
@@ -183,11 +192,14 @@ class Frontend:
     async def explain(self, http: web.Request) -> web.Response:
         """`POST /explain`: where a request would go now, and why; nothing is sent."""
         request = parse_explain(await http.read())
+        asked = self._models.explained(request.model)
         if isinstance(request.prompt, np.ndarray):
             prompt = request.prompt
         else:
-            prompt = await self._tokens(request.model or "", request.prompt, request.template_arguments)
-        decision = self._dispatcher.explain(prompt, request.model, request.cache_salt)
+            prompt = await self._tokens(asked.model.name, request.prompt, request.template_arguments)
+        decision = self._dispatcher.explain(
+            *(prompt, asked.model.name or None, request.cache_salt, asked.adapter), self._models.without_adapter(asked)
+        )
         return _json({"prompt_tokens": len(prompt), **named(decision.first), **_path(decision)})
 
     # ---- a generation, step by step
@@ -198,14 +210,14 @@ class Frontend:
         """Check → tokenize → dispatch → reply."""
         timer = RequestTimer(self._metrics)
         self._report(request.ignored)
-        asked = self._models.generating(request.model)
+        asked = self._models.generating(request.model).with_adapter(request.adapter)
         context_tokens = asked.context_tokens
-        prompt = await self._tokens(request.model, request.prompt, request.template_arguments)
+        prompt = await self._tokens(asked.model.name, request.prompt, request.template_arguments)
         if len(prompt) > context_tokens:
             raise context_length_exceeded(len(prompt), context_tokens, _field(request.prompt))
-        carried = _carried(request, prompt, asked)
+        carried = _carried(request, prompt, asked, self._models.without_adapter(asked))
         replies = kind(carried.request_id, request.model, include_usage=request.include_usage)
-        detokenizer = self._tokenizer(request.model).detokenizer()
+        detokenizer = self._tokenizer(asked.model.name).detokenizer()
         completion = Completion(detokenizer, StopStrings(request.stops), len(prompt))
         response: web.Response | web.StreamResponse
         with self._metrics.requests_in_flight.track_inprogress():
@@ -344,15 +356,19 @@ async def _pieces(
             return
 
 
-def _carried(request: GenerationRequest, prompt: NDArray[np.uint32], asked: Asked) -> TokenRequest:
+def _carried(
+    request: GenerationRequest, prompt: NDArray[np.uint32], asked: Asked, excluded: frozenset[Target]
+) -> TokenRequest:
     return TokenRequest(
         request_id=uuid.uuid4().hex,  # not the client's: theirs need not be unique
-        model=request.model,
+        model=asked.model.name,
         prompt=prompt,
         max_new_tokens=request.max_tokens or max(1, asked.context_tokens - len(prompt)),
         sampling=request.sampling,
         cache_salt=request.cache_salt,
         extra_key=request.extra_key,
+        adapter=asked.adapter,
+        excluded=excluded,
         migration_limit=asked.model.migration_limit,
         resumable=not request.constrained,
     )

@@ -19,6 +19,7 @@ from router.frontend import http as web
 from router.frontend.errors import ApiError, from_dispatch, internal, invalid
 from router.frontend.known_prompts import KnownPrompts
 from router.frontend.middleware import REQUEST_ID_HEADER
+from router.frontend.models import NOBODY
 from router.frontend.replies import error_event
 from router.frontend.requests import plain_messages, plain_prompt
 from router.frontend.template import TemplateRefused
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from router.dispatch.answer import Answer
     from router.dispatch.relay import Relay
+    from router.frontend.models import Asked, Models
     from router.frontend.tokenizer import ModelTokenizer
     from router.metrics import Metrics
 
@@ -87,13 +89,12 @@ class TextMode:
         relay: Relay,
         tokenizer_of: Callable[[str], ModelTokenizer] | None,
         metrics: Metrics,
-        served: Callable[[str], object],
+        models: Models,
     ) -> None:
-        """`served(model)` raises `ApiError` for a model that nobody serves."""
         self._relay = relay
         self._tokenizer_of = tokenizer_of
         self._metrics = metrics
-        self._served = served
+        self._models = models
         self._reader: msgspec.json.Decoder[_UnreadBody] = msgspec.json.Decoder(
             _Body if tokenizer_of is not None else _UnreadBody
         )
@@ -111,8 +112,14 @@ class TextMode:
 
         :raises ApiError: what a client is told when there is no answer.
         """
+        return await self.carry(http, await self._request(http, await http.read()))
+
+    async def carry(self, http: web.Request, request: TextRequest) -> web.Response | web.StreamResponse:
+        """Relay a request, and reply with its answer.
+
+        :raises ApiError: what a client is told when there is no answer.
+        """
         timer = RequestTimer(self._metrics)
-        request = await self._request(http, await http.read())
         self._metrics.requests_in_flight.inc()
         try:
             answer = await self._relay.open(request)
@@ -169,25 +176,26 @@ class TextMode:
             fields = self._reader.decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise _no_json(error) from error
-        model = fields.model if isinstance(fields.model, str) else None
-        if model is not None:
-            self._served(model)
+        name = fields.model if isinstance(fields.model, str) else None
+        asked = self._models.generating(name) if name is not None else None
         return TextRequest(
             request_id=f"text-{next(self._numbers)}",
             path=http.path,
             body=body,
-            model=model,
-            prompt=await self._prompt(fields, model or "") if isinstance(fields, _Body) else None,
+            model=None if asked is None else asked.model.name,
+            prompt=await self._prompt(fields, asked) if isinstance(fields, _Body) else None,
             headers=forwarded_headers(http),
             reports_usage=_reports_usage(fields.stream_options),
             streams=fields.stream is True,
+            excluded=NOBODY if asked is None else self._models.without_adapter(asked),
             divisible=fields.divisible,
         )
 
-    async def _prompt(self, fields: _Body, model: str) -> PromptHashes | None:
+    async def _prompt(self, fields: _Body, asked: Asked | None) -> PromptHashes | None:
         """The prompt's hashes; None where they cannot be told here: the engine may still know how."""
+        model, adapter = (asked.model.name, asked.adapter) if asked is not None else ("", None)
         raw = (fields.messages, fields.prompt, fields.tools, fields.chat_template_kwargs, fields.cache_salt)
-        key, now = self._known.key((model.encode(), *raw)), time.monotonic()
+        key, now = self._known.key((f"{model}:{adapter}".encode(), *raw)), time.monotonic()
         prompt = self._known.get(key, now)
         if prompt is None:
             try:
@@ -197,7 +205,7 @@ class TextMode:
             tokens = await self._tokens(_Prompt(*read), model)
             if tokens is not None:
                 salt = read[-1] if isinstance(read[-1], str) else None
-                prompt = PromptHashes(self._relay.hashes(tokens, salt), len(tokens))
+                prompt = PromptHashes(self._relay.hashes(tokens, salt, adapter), len(tokens))
                 self._known.put(key, prompt, now)
         return prompt
 

@@ -28,8 +28,10 @@ from router.core import Paths, Scheduler, Target, warm_up
 from router.core.policy import create
 from router.dispatch.dispatcher import Dispatcher
 from router.dispatch.engine import EngineClient, EngineTimeouts
+from router.dispatch.fanout import Fanout
 from router.dispatch.relay import Relay
 from router.dispatch.rooms import Rooms
+from router.frontend.admin import Administration
 from router.frontend.routes import Frontend
 from router.frontend.server import listen
 from router.frontend.tokenizer import ModelDirError, ModelTokenizer, Tokenizers
@@ -271,7 +273,13 @@ class RouterService:
         parts.push_async_callback(relay.close)
         tokenizer = self.tokenizer
         tokenizer_of = Tokenizers(tokenizer, roster.chat_template).of if tokenizer is not None else None
-        return Frontend(roster, dispatcher, tokenizer_of, self.metrics, relay, text_mode=self.config.text_mode)
+        fanout = Fanout(self.config.engine_admin_key)
+        administration = Administration(roster, self.metrics, self.config.admin_token, fanout)
+        return Frontend(
+            *(roster, dispatcher, tokenizer_of, self.metrics, relay),
+            text_mode=self.config.text_mode,
+            administration=administration,
+        )
 
     async def _say_ready(self, roster: Roster, url: str, stopping: asyncio.Event) -> None:
         """Once `--min-workers` are in step, so that what waits for the line finds a router that knows its fleet."""

@@ -7,6 +7,8 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any, Protocol
 
+import msgspec
+
 from events.membership import Joined, Left, RegistryError, Role
 from router.core import Part, Target
 from router.dispatch.errors import EngineAborted, EngineBusy, EngineUnreachable
@@ -86,6 +88,7 @@ class Roster:
         self._cards: dict[str, WorkerCard] = {}
         self._refused: dict[str, str] = {}
         self._served: dict[str, ServedModel] = {}
+        self._held: dict[str, set[str]] = {}  # why an administrator keeps requests away, by worker
         self._longest_prompts: dict[str, int] = {}
 
     async def run(self) -> None:
@@ -105,14 +108,24 @@ class Roster:
 
     def _changed(self, change: Change) -> None:
         match change:
+            case Joined(card) if self._differs_in_adapters(card):
+                self._cards[card.worker_id] = card
             case Joined(card):
                 self._leave(card.worker_id)
                 self._join(card)
             case Left(worker_id):
                 self._leave(worker_id)
+        self._describe_models()
+
+    def _describe_models(self) -> None:
         before, self._served = self._served, served_models(self._cards.values())
         self._longest_prompts = longest_prompts(self._cards.values())
         say_differences(before, self._served)
+
+    def _differs_in_adapters(self, card: WorkerCard) -> bool:
+        """Whether a card says the same as before, but for its LoRA adapters: what is known of the worker stays."""
+        known = self._cards.get(card.worker_id)
+        return known is not None and msgspec.structs.replace(known, adapters=card.adapters) == card
 
     def _join(self, card: WorkerCard) -> None:
         if reason := self._objection(card):
@@ -155,6 +168,7 @@ class Roster:
 
     def _leave(self, worker_id: str) -> None:
         self._refused.pop(worker_id, None)
+        self._held.pop(worker_id, None)
         card = self._cards.pop(worker_id, None)
         if card is None:
             return
@@ -201,6 +215,51 @@ class Roster:
         assert card.bootstrap_host is not None
         assert card.bootstrap_port is not None
         return card.bootstrap_host, card.bootstrap_port
+
+    # ---- what an administrator does
+
+    def cards(self) -> dict[str, WorkerCard]:
+        """The workers that may be used, by id."""
+        return dict(self._cards)
+
+    def hold(self, worker_id: str, reason: str) -> None:
+        """Give a worker no new requests, until every reason for that has ended. Unknown ones are ignored."""
+        if worker_id in self._cards:
+            self._held.setdefault(worker_id, set()).add(reason)
+            self._apply_hold(worker_id)
+
+    def release(self, worker_id: str, reason: str) -> None:
+        """One reason to give a worker no requests has ended."""
+        if worker_id in self._held:
+            self._held[worker_id].discard(reason)
+            self._apply_hold(worker_id)
+
+    def cache_emptied(self, worker_id: str) -> None:
+        """A worker holds nothing any more; one whose events are followed says so itself, and in its order."""
+        card = self._cards.get(worker_id)
+        if card is not None and (self._feed is None or not card.kv_events):
+            for target in targets_of(card):
+                self._scheduler.clear(target)
+
+    def set_adapters(self, worker_id: str, adapters: tuple[str, ...]) -> None:
+        """A worker has these LoRA adapters now; its own card will say the same."""
+        card = self._cards.get(worker_id)
+        if card is not None:
+            self._cards[worker_id] = msgspec.structs.replace(card, adapters=adapters)
+            self._describe_models()
+
+    def without_adapter(self, model: str, adapter: str) -> frozenset[Target]:
+        """Targets of a model that have not loaded an adapter. O(workers)."""
+        cards = (card for card in self._cards.values() if card.model == model and adapter not in card.adapters)
+        return frozenset(target for card in cards for target in targets_of(card))
+
+    def _apply_hold(self, worker_id: str) -> None:
+        reasons = self._held[worker_id]
+        for target in targets_of(self._cards[worker_id]):
+            self._scheduler.hold(target, held=bool(reasons))
+        logger.info("worker %s: %s", worker_id, ", ".join(sorted(reasons)) or "gets requests again")
+
+    # ---- what requests need to know
 
     def endpoint(self, target: Target) -> str:
         """Base URL of a target's server.
@@ -287,6 +346,7 @@ class Roster:
             "engine_version": card.engine_version,
             "embedding": card.embedding,
             "adapters": card.adapters,
+            "held": sorted(self._held.get(card.worker_id, ())),
             "kv_events": card.kv_events and self._feed is not None,
             "ranks": [self._describe_rank(target, states[target]) for target in targets_of(card)],
         }

@@ -240,7 +240,7 @@ class PrefixCache:
         parent = leaf.parent
         assert parent is not None
         at_root = parent.parent is None
-        previous = seed_digest(leaf.namespace.cache_salt) if at_root else parent.digests[-1]
+        previous = seed_digest(leaf.namespace.cache_salt, leaf.namespace.lora_name) if at_root else parent.digests[-1]
         leaf.digests = page_digests(leaf.tokens, self.page_size, previous)
         ids = [block_id(digest) for digest in leaf.digests]
         parent_id = None if at_root else block_id(previous)

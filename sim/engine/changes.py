@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from sim.engine.request import Namespace
 
 SALT_PREFIX = b"sglang-cache-salt-v1\0"
+LORA_PREFIX = b"lora\0"
+"""Not SGLang's own: its ids for adapters are of another form, and as opaque as all."""
 
 
 class Stored(NamedTuple):
@@ -48,9 +50,10 @@ class Cleared(NamedTuple):
 Change = Stored | Removed | Cleared
 
 
-def seed_digest(cache_salt: str | None) -> bytes:
+def seed_digest(cache_salt: str | None, lora_name: str | None = None) -> bytes:
     """What the first page's digest chains to. O(1)."""
-    return sha256(SALT_PREFIX + cache_salt.encode()).digest() if cache_salt else b""
+    salted = sha256(SALT_PREFIX + cache_salt.encode()).digest() if cache_salt else b""
+    return sha256(LORA_PREFIX + lora_name.encode() + salted).digest() if lora_name else salted
 
 
 def page_digests(tokens: NDArray[np.uint32], page_size: int, previous: bytes) -> list[bytes]:

@@ -14,10 +14,11 @@ if TYPE_CHECKING:
 
 
 class Namespace(NamedTuple):
-    """Prefixes under different keys or salts are never shared."""
+    """Prefixes under different keys, salts or adapters are never shared."""
 
     extra_key: str | None = None
     cache_salt: str | None = None
+    lora_name: str | None = None
 
 
 DEFAULT_NAMESPACE = Namespace()

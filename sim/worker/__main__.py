@@ -95,6 +95,9 @@ def parser() -> Parser:
     add("--enable-cache-report", action="store_true", help="cached tokens in OpenAI's usage")
     add("--skip-tokenizer-init", action="store_true", help="token ids only, no text")
     add("--is-embedding", action="store_true", help="make embeddings, and generate nothing")
+    add("--enable-lora", action="store_true", help="LoRA adapters can be loaded")
+    add("--lora-paths", nargs="+", default=(), metavar="NAME=PATH", help="adapters loaded from the start (none)")
+    add("--expert-distribution-recorder-mode", metavar="MODE", help="without it, a question for the record kills it")
     add("--tool-call-parser", metavar="NAME", help="say that tool calls are parsed so (nothing parses them)")
     add("--reasoning-parser", metavar="NAME", help="say that reasoning is parsed so (nothing parses it)")
     add("--eos-after-tokens", type=int, metavar="N", help="outputs end by themselves after N tokens (never)")
@@ -132,6 +135,7 @@ def configure(options: argparse.Namespace) -> WorkerConfig:
     values = sglang_options.translate(vars(options))
     del values["log_level"]
     timing = timing_of(*(values.pop(n) for n in ("profile", "speed", "prefill_tokens_per_second", "decode_step_ms")))
+    values["lora_paths"] = tuple(values["lora_paths"])
     return WorkerConfig(timing=timing, **values)
 
 

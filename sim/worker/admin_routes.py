@@ -82,7 +82,11 @@ class AdminRoutes:
             "parent": None,
             "max_model_len": self._config.longest_context,
         }
-        return json_reply({"object": "list", "data": [model]})
+        adapters = [
+            model | {"id": adapter, "root": path, "parent": name, "max_model_len": None}
+            for adapter, path in self._service.adapters.items()
+        ]
+        return json_reply({"object": "list", "data": [model, *adapters]})
 
     async def model_info(self, _: web.Request) -> web.Response:
         """What is served."""
@@ -159,9 +163,9 @@ class AdminRoutes:
             "disaggregation_bootstrap_port": 8998,
             "disaggregation_transfer_backend": "mooncake",
             "speculative_algorithm": None,
-            "expert_distribution_recorder_mode": None,
-            "enable_lora": None,
-            "lora_paths": None,
+            "expert_distribution_recorder_mode": config.expert_distribution_recorder_mode,
+            "enable_lora": config.enable_lora or bool(config.lora_paths),
+            "lora_paths": [{"lora_name": name, "lora_path": path} for name, path in self._service.adapters.items()],
             "reasoning_parser": config.reasoning_parser,
             "tool_call_parser": config.tool_call_parser,
             "weight_version": "default",

@@ -58,6 +58,10 @@ class WorkerConfig:
     """Cached tokens in OpenAI's usage."""
     is_embedding: bool = False
     """It makes embeddings, and generates nothing."""
+    enable_lora: bool = False
+    lora_paths: tuple[str, ...] = ()
+    """`NAME=PATH` each: loaded from the start."""
+    expert_distribution_recorder_mode: str | None = None
     tool_call_parser: str | None = None
     """Only said, of itself; so the next."""
     reasoning_parser: str | None = None

@@ -63,7 +63,9 @@ def as_request(body: dict[str, Any], prompt: NDArray[np.uint32], sampling: dict[
         max_new_tokens=typed(sampling, "max_new_tokens", int),
         ignore_eos=typed(sampling, "ignore_eos", bool, default=False),
         stop_token_ids=frozenset(stops.tolist()),
-        namespace=Namespace(typed(body, "extra_key", str), typed(body, "cache_salt", str)),
+        namespace=Namespace(
+            typed(body, "extra_key", str), typed(body, "cache_salt", str), typed(body, "lora_path", str)
+        ),
         session_id=typed(body, "session_id", str),
     )
 

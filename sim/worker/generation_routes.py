@@ -65,7 +65,7 @@ class GenerationRoutes:
         self, http: web.Request, kind: type[ChatShape | CompletionShape], read: Any
     ) -> web.StreamResponse:
         try:
-            body = await read_body(http)
+            body = self._with_adapter(await read_body(http))
             _refuse_many(body)
             sampling = {
                 "max_new_tokens": typed(body, "max_completion_tokens", int, typed(body, "max_tokens", int)),
@@ -86,6 +86,11 @@ class GenerationRoutes:
         except ValueError as error:
             return openai_error(str(error))
         return await self._service.answer(http, generation, shape, stream=stream)
+
+    def _with_adapter(self, body: dict[str, Any]) -> dict[str, Any]:
+        """The body with the adapter that its model's name holds after a colon."""
+        base, _, adapter = str(body.get("model")).rpartition(":")
+        return body | {"lora_path": adapter} if base == self._config.model_name else body
 
     def _native_prompt(self, body: dict[str, Any]) -> NDArray[np.uint32]:
         if (body.get("text") is None) == (body.get("input_ids") is None):

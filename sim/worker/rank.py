@@ -52,6 +52,8 @@ class Rank:
         self._streams: dict[str, asyncio.Queue[Output]] = {}
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
+        self._going = asyncio.Event()
+        self._going.set()
         self._steps = self._late = 0
 
     def submit(self, request: Request) -> AsyncIterator[Output]:
@@ -94,6 +96,14 @@ class Rank:
         for rid in list(self._streams):
             self.abort(rid)
 
+    def pause(self) -> None:
+        """Take no further step, whatever waits."""
+        self._going.clear()
+
+    def go_on(self) -> None:
+        """Step again."""
+        self._going.set()
+
     async def flush(self, timeout_seconds: float = 0.0) -> bool:
         """Empty the cache, waiting so long for the rank to be idle; False if it was not."""
         if self._busy and timeout_seconds > 0:
@@ -110,6 +120,7 @@ class Rank:
         """Step until cancelled."""
         due = time.monotonic()
         while True:
+            await self._going.wait()
             step = self.engine.step(time.monotonic())
             self._steps += 1
             if self.loads is not None and step.load is not None:

@@ -15,6 +15,7 @@ from aiohttp import web
 from sim.engine import Engine, FrontDoor
 from sim.worker.admin_routes import AdminRoutes
 from sim.worker.config import WorkerConfig
+from sim.worker.control_routes import ControlRoutes
 from sim.worker.embedding_routes import EmbeddingRoutes
 from sim.worker.generation_routes import GenerationRoutes
 from sim.worker.metrics import Metrics
@@ -123,6 +124,7 @@ class FakeWorker:
         self._ports = self._ports._replace(http=listening.getsockname()[1])
         application.add_routes(GenerationRoutes(service).routes())
         application.add_routes(EmbeddingRoutes(service).routes())
+        application.add_routes(ControlRoutes(service, self._die).routes())
         application.add_routes(AdminRoutes(service, self._ports).routes())
         await self._runner.setup()
         await web.SockSite(self._runner, listening).start()

@@ -41,6 +41,8 @@ class Service:
         self.text_model = text_model
         self.metrics = metrics
         self.faults = Faults()
+        self.adapters = dict(adapter.partition("=")[::2] for adapter in config.lora_paths)
+        """LoRA adapters that are loaded: names and paths."""
         self._die = die
         self._turns = itertools.count()
 
@@ -75,6 +77,9 @@ class Service:
             raise BadRequest("stop: no tokenizer was loaded (skip_tokenizer_init)")
         if any(other.holds(request.rid) for other in self.ranks):
             raise BadRequest(f"Duplicate request ID detected: {request.rid}")
+        adapter = request.namespace.lora_name
+        if adapter is not None and adapter not in self.adapters:
+            raise BadRequest(f"The following requested LoRA adapters are not loaded: {{{adapter!r}}}")
         rank.engine.validate(request)
         return Generation(request, rank, self.text_model, stops, tell_rank=len(self.ranks) > 1)
 

@@ -47,6 +47,8 @@ class Dialect:
     """Events are maps (0.5.20), not arrays."""
     medium: bool
     """Events name the tier (0.5.9)."""
+    lora: bool
+    """A store under an adapter names it (0.5.22)."""
     salt: bool
     """A salted store names its salt (0.5.18)."""
     removals_joined: bool
@@ -70,6 +72,7 @@ class Dialect:
         return cls(
             maps=numbers >= (0, 5, 20) if event_format == "auto" else event_format == "map",
             medium=numbers >= (0, 5, 9),
+            lora=numbers >= (0, 5, 22),
             salt=numbers >= (0, 5, 18),
             removals_joined=numbers >= (0, 5, 15),
             stores_joined=numbers >= (0, 5, 18),
@@ -109,6 +112,8 @@ class Dialect:
                     "medium": MEDIUM,
                 }
                 optional = {"cache_salt": change.namespace.cache_salt, "session_id": change.session_id}
+                if self.lora:
+                    optional["lora_name"] = change.namespace.lora_name
                 return event | {key: value for key, value in optional.items() if value is not None}
             case Removed():
                 return {"type": "BlockRemoved", "block_hashes": change.block_ids, "medium": MEDIUM}

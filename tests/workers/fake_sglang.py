@@ -145,6 +145,7 @@ class FakeServer:
         self.probed: list[dict] = []
         self.silent_ranks: set[int] = set()
         self.ready_status = 200
+        self.adapters: list[str] = []
         self.ranks: list[FakeRank] = []
         self.stores = None
         """What a rank publishes when it is sent a prompt: a coroutine function of both."""
@@ -182,7 +183,7 @@ class FakeServer:
         self.load = self._context.socket(zmq.PUB)
         self.load.bind(f"tcp://127.0.0.1:{self._load_port}")
         app = web.Application()
-        for path in ("/server_info", "/ready", "/v1/loads"):
+        for path in ("/server_info", "/ready", "/v1/loads", "/v1/models"):
             app.router.add_get(path, self._answer)
         app.router.add_post("/generate", self._generate)
         app.router.add_post("/v1/tokenize", self._tokenize)
@@ -217,6 +218,9 @@ class FakeServer:
         self.asked.append(request.path)
         if request.path == "/server_info":
             return web.json_response(self.info)
+        if request.path == "/v1/models":
+            adapters = [{"id": name, "parent": "tiny"} for name in self.adapters]
+            return web.json_response({"data": [{"id": "tiny", "parent": None}, *adapters]})
         if request.path == "/v1/loads":
             return web.json_response({"loads": self.loads}) if self.loads is not None else web.Response(status=404)
         return web.Response(status=self.ready_status)

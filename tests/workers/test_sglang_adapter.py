@@ -355,3 +355,14 @@ async def test_a_card_has_what_the_server_says_of_its_model(tmp_path):
         card = await outside.registered()
     assert (card.tool_call_parser, card.chat_template, card.named_template) == ("hermes", "{{ messages }}", None)
     assert card.adapters == ("sql",)
+
+
+async def test_adapters_that_come_and_go_are_on_the_card():
+    async with FakeServer(enable_lora=True) as server, Outside(server, adapters_poll_seconds=0.02) as outside:
+        epoch = (await outside.registered()).epoch
+        server.adapters = ["sql", "law"]
+        await until(lambda: outside.card.adapters == ("law", "sql"))
+        server.adapters = ["law"]
+        await until(lambda: outside.card.adapters == ("law",))
+        assert outside.card.epoch == epoch
+        assert len(outside.announced) == 1

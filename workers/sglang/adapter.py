@@ -15,6 +15,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
 import aiohttp
+import msgspec
 import zmq.asyncio
 
 from events import messages, subjects
@@ -53,6 +54,8 @@ class Pace(NamedTuple):
     """This many unanswered ones in a row, and it is gone."""
     load_poll_seconds: float = 1.0
     """Between questions for its load, where it does not publish it."""
+    adapters_poll_seconds: float = 2.0
+    """Between questions for its LoRA adapters, where it can load some."""
     replay_timeout_seconds: float = 5.0
     mark_seconds: float = 2.0
     """Between two marks of where a rank's events stand."""
@@ -188,6 +191,8 @@ class Adapter:
                         tasks.create_task(RankCheckpoints(relay, self._history).run())
                 for work in self._load_work(engine, description):
                     tasks.create_task(work)
+                if description.lora:
+                    tasks.create_task(self._follow_adapters(engine))
                 try:
                     await self._watch(engine)
                 finally:
@@ -265,6 +270,19 @@ class Adapter:
             await self._registry.unregister(card.worker_id)
         except RegistryError as error:
             logger.warning("worker %s cannot be withdrawn and stays until its card expires: %s", card.worker_id, error)
+
+    async def _follow_adapters(self, engine: Engine) -> None:
+        """Keep the card's LoRA adapters what they are; who loads and unloads them asks the engine alone."""
+        while True:
+            await asyncio.sleep(self._pace.adapters_poll_seconds)
+            try:
+                adapters = await engine.adapters()
+            except EngineUnreachable:
+                continue  # the watch finds out
+            if self._card is not None and adapters != self._card.adapters:
+                self._card = msgspec.structs.replace(self._card, adapters=adapters)
+                await self._registry.register(self._card)
+                logger.info("worker %s has adapters %s", self._card.worker_id, ", ".join(adapters) or "no more")
 
     # load
 

@@ -69,6 +69,8 @@ class Description(NamedTuple):
     """None: `/v1/loads` must be asked."""
     no_events: str = ""
     """Why `events` is None."""
+    lora: bool = False
+    """Adapters can be loaded and unloaded while it runs."""
 
 
 class EventSource(msgspec.Struct):
@@ -96,6 +98,7 @@ class PublishingServer(ServerInfo):
     """A server's description, with what is needed to follow its events."""
 
     enable_dp_attention: bool = False
+    enable_lora: bool | None = None
     nnodes: int = 1
     kv_events: EventSource | None = None
     kv_events_config: str | None = None
@@ -179,8 +182,9 @@ def _described(server: PublishingServer, chosen: Chosen, epoch: int) -> Descript
         kv_events=not objection,
     )
     card = msgspec.structs.replace(card, **_template(card.named_template) | dict(chosen.stated))
+    lora = bool(server.enable_lora or card.adapters)
     if source is None:
-        return Description(card, None, None, None, objection)
+        return Description(card, None, None, None, objection, lora)
     host = urlsplit(chosen.url).hostname if source.endpoint_host in _ANY_HOST else source.endpoint_host.strip("[]")
 
     def stream(port: int | None, topic: str = "") -> Stream | None:
@@ -188,7 +192,6 @@ def _described(server: PublishingServer, chosen: Chosen, epoch: int) -> Descript
 
     load = stream(source.load_endpoint_port_base)
     if objection:
-        return Description(card, None, None, load, objection)
-    return Description(
-        card, stream(source.endpoint_port_base, source.topic), stream(source.replay_endpoint_port_base), load
-    )
+        return Description(card, None, None, load, objection, lora)
+    events, replay = stream(source.endpoint_port_base, source.topic), stream(source.replay_endpoint_port_base)
+    return Description(card, events, replay, load, lora=lora)

@@ -55,6 +55,9 @@ class StaticFleet:
     def served(self) -> dict[str, ServedModel]:
         return {MODEL: ServedModel(MODEL)._replace(**self.said)}
 
+    def without_adapter(self, model: str, adapter: str) -> frozenset[Target]:
+        return frozenset()
+
     def workers(self) -> list[dict[str, Any]]:
         return [{"worker_id": name} for name in self.urls]
 

@@ -16,6 +16,7 @@ from router.core.policy import create
 from router.dispatch.dispatcher import Dispatcher
 from router.dispatch.engine import EngineClient
 from router.dispatch.relay import Relay
+from router.frontend.admin import Administration
 from router.frontend.routes import Frontend
 from router.frontend.server import listen
 from router.frontend.tokenizer import ModelTokenizer, Tokenizers
@@ -57,7 +58,7 @@ class Routed:
 
 
 @contextlib.asynccontextmanager
-async def routed(*worker_urls: str, **stated: Any) -> AsyncIterator[Routed]:
+async def routed(*worker_urls: str, admin_token: str | None = None, **stated: Any) -> AsyncIterator[Routed]:
     """A router over servers, each with `stated` fields of its card."""
     metrics, scheduler, engine = Metrics(), Scheduler(create("least-loaded"), BLOCK_SIZE), EngineClient()
     loop, paths = asyncio.get_running_loop(), Paths(scheduler)
@@ -68,7 +69,9 @@ async def routed(*worker_urls: str, **stated: Any) -> AsyncIterator[Routed]:
     dispatcher = Dispatcher(scheduler, engine, roster, metrics, **carried)
     relay = Relay(scheduler, engine, roster, metrics, **carried)
     tokenizers = Tokenizers(TOKENIZER, roster.chat_template)
-    frontend = Frontend(roster, dispatcher, tokenizers.of, metrics, relay, text_mode=False)
+    administration = Administration(roster, metrics, admin_token)
+    served = (roster, dispatcher, tokenizers.of, metrics, relay)
+    frontend = Frontend(*served, text_mode=False, administration=administration)
     async with contextlib.AsyncExitStack() as parts, aiohttp.ClientSession() as session:
         parts.push_async_callback(engine.close)
         parts.push_async_callback(dispatcher.close)

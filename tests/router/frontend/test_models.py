@@ -6,9 +6,11 @@ import contextlib
 import logging
 from typing import Any
 
+import numpy as np
 import pytest
 
 from events.membership import Joined, Left, WorkerCard
+from router.core import Target
 from router.service.served import passing_reason, served_models
 from sim.worker import FakeWorker, WorkerConfig
 from tests.router.frontend.fleet import TOKENIZER, routed
@@ -126,3 +128,16 @@ async def test_a_models_own_migration_limit_goes_before_the_routers() -> None:
         assert status == 502
         used = [(await (await router.session.get(f"{fake.url}/_fault")).json())["used"]["error"] for fake in fakes]
         assert sum(used) == 1
+
+
+async def test_another_adapter_is_no_other_worker() -> None:
+    async with routed() as router:
+        router.roster._changed(Joined(card()))
+        scheduler = router.roster._scheduler
+        hashes = np.arange(4, dtype=np.uint64)
+        scheduler.store(Target("w", 0), hashes)
+        router.roster._changed(Joined(card(adapters=("sql",))))
+        assert scheduler.targets()[0].device_blocks == 4
+        assert router.roster.served()["m"].adapters == {"sql"}
+        router.roster._changed(Joined(card(epoch=2, adapters=("sql",))))
+        assert scheduler.targets()[0].device_blocks == 0

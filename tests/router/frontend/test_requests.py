@@ -174,7 +174,7 @@ def test_grammars(fields: dict[str, Any], grammar: dict[str, str]) -> None:
         ({"top_logprobs": 3}, "top_logprobs", "not supported"),
         ({"tools": [{"type": "function"}]}, "tools", "not supported"),
         ({"functions": [{}]}, "functions", "not supported"),
-        ({"lora_path": "x"}, "lora_path", "not supported"),
+        ({"lora_path": ""}, "lora_path", "length >= 1"),
         ({"response_format": {"type": "structural_tag"}}, "response_format.type", "not supported"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "is required"),
         ({"response_format": {"type": "json_object"}, "regex": "a"}, "response_format", "only one"),
