@@ -30,6 +30,7 @@ def test_a_real_server():
         Stream("10.0.0.7", 25657),
         Stream("10.0.0.7", 25558),
         "",
+        False,
     )
 
 
