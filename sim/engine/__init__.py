@@ -15,6 +15,7 @@ out of it and what changed in the cache. What drives it decides what time is: `s
 `admission`    which waiting requests join the next prefill
 `door`         what is in front of the scheduler: requests reach it in order, a little later
 `scheduler`    the loop: prefill before decode, retraction, finish, abort
+`disaggregated`  the two sides of a request whose prompt is computed on one engine and continued on another
 =============  ==============================================================
 
 What the reference does and `sim.fleet`'s kernels have to follow, beyond the obvious: the ratio of expected output begins anew
@@ -27,14 +28,17 @@ on); `overlap_schedule` plans a step before the one in flight is processed; requ
 
 from sim.engine.changes import Change, Cleared, Removed, Stored
 from sim.engine.config import EngineConfig
+from sim.engine.disaggregated import Allocated, DecodeEngine, Prefilled, PrefillEngine, TransferTiming
 from sim.engine.door import FrontDoor
 from sim.engine.request import Finish, Namespace, Output, Request
 from sim.engine.scheduler import Engine, EngineStatistics, Load, Step, StepKind
 from sim.engine.timing import PolynomialTiming, StepTiming, TableTiming, TimingModel
 
 __all__ = [
+    "Allocated",
     "Change",
     "Cleared",
+    "DecodeEngine",
     "Engine",
     "EngineConfig",
     "EngineStatistics",
@@ -44,6 +48,8 @@ __all__ = [
     "Namespace",
     "Output",
     "PolynomialTiming",
+    "PrefillEngine",
+    "Prefilled",
     "Removed",
     "Request",
     "Step",
@@ -52,4 +58,5 @@ __all__ = [
     "Stored",
     "TableTiming",
     "TimingModel",
+    "TransferTiming",
 ]

@@ -136,6 +136,11 @@ class Engine:
         """Whether any request is inside, or a step of one that was."""
         return bool(self._sequences) or self._in_flight is not None
 
+    @property
+    def runnable(self) -> bool:
+        """Whether a step would do anything before the engine is told something new."""
+        return self.busy
+
     def submit(self, request: Request, now: float) -> None:
         """Queue a request. O(1).
 
@@ -146,7 +151,7 @@ class Engine:
         wanted = limit if request.max_new_tokens is None else request.max_new_tokens
         sequence = Sequence(request, max_new_tokens=min(wanted, limit), submitted_at=now)
         self._sequences[request.rid] = sequence
-        self._waiting.append(sequence)
+        self._queue(sequence)
         self._totals.requests += 1
         self._totals.prompt_tokens += len(request.prompt)
 
@@ -243,6 +248,10 @@ class Engine:
         )
 
     # Admission
+
+    def _queue(self, sequence: Sequence) -> None:
+        """A request came."""
+        self._waiting.append(sequence)
 
     def _next_prefill(self, now: float) -> list[Sequence]:
         """The next batch to prefill, with memory taken for each; empty if decode goes first."""
@@ -454,6 +463,15 @@ class Engine:
 
     def _sample(self, sequence: Sequence) -> Output:
         """The next token; ends the request if it is its last."""
+        token = self._draw(sequence)
+        finish = self._finish_reason(sequence, token)
+        if finish is not None:
+            self._release(sequence)
+            self._totals.finished += 1
+        return self._output(sequence, token, finish)
+
+    def _draw(self, sequence: Sequence) -> int:
+        """The next token, appended."""
         config = self.config
         if config.eos_after_tokens == len(sequence.output) + 1 and not sequence.request.ignore_eos:
             token = config.eos_token
@@ -462,11 +480,7 @@ class Engine:
         sequence.output.append(token)
         sequence.sampler_state = self._sampler.append(sequence.sampler_state, token)
         self._totals.generated_tokens += 1
-        finish = self._finish_reason(sequence, token)
-        if finish is not None:
-            self._release(sequence)
-            self._totals.finished += 1
-        return self._output(sequence, token, finish)
+        return token
 
     def _finish_reason(self, sequence: Sequence, token: int) -> Finish | None:
         if len(sequence.output) >= sequence.max_new_tokens:
@@ -561,20 +575,27 @@ class Engine:
             self._left = True
         return [self._output(sequence, None, Finish("abort")) for sequence in aborted]
 
+    def _without_memory(self) -> list[Sequence]:
+        return list(self._waiting)
+
+    def _with_memory(self) -> list[Sequence]:
+        return [*self._running, *([self._chunked] if self._chunked else [])]
+
     def _check(self) -> None:
         """Assert every invariant. O(nodes + requests)."""
         self._cache._check()  # noqa: SLF001 - invariants of a part are part of ours
         private = sum(sequence.private_pages for sequence in self._sequences.values())
         cached_pages = self._cache.cached_tokens // self.config.page_size
         assert self._pool.free_pages + private + cached_pages == self._pool.pages, "tokens were lost or made up"
-        inside = [*self._waiting, *self._running, *([self._chunked] if self._chunked else [])]
+        queued = self._without_memory()
+        inside = [*queued, *self._with_memory()]
         assert len(inside) == len(self._sequences)
         assert {id(sequence) for sequence in inside} == {id(sequence) for sequence in self._sequences.values()}
         assert len(self._running) <= self.config.running_limit
         for sequence in inside:
             held = sequence.cached + sequence.private_pages * self.config.page_size
             assert sequence.cached <= sequence.computed <= held
-            assert (sequence.node is None) == (sequence in self._waiting)
+            assert (sequence.node is None) == (sequence in queued)
         if not inside:
             assert self._cache.protected_tokens == 0
 

@@ -7,6 +7,7 @@ From the command line ``python -m sim.worker``; inside a test ``async with FakeW
 `text`                 tokenizer and chat template of the model folder
 `rank`                 one engine, stepped by the clock
 `wire`, `publisher`    KV events, replay and load as each SGLang version sends them
+`rendezvous`           how a prefill and a decode worker find each other, and KV gets across
 `generation`           one request under way, and SGLang's account of it
 `shapes`, `reply`      bodies, events and errors in SGLang's shape
 `service`              which rank takes a request, and how the reply is sent

@@ -17,7 +17,7 @@ import uvloop
 
 from events.command import Parser, seconds
 from sim import tinymodel
-from sim.engine import StepTiming
+from sim.engine import StepTiming, TransferTiming
 from sim.engine.timing import profile
 from sim.worker import FakeWorker, WorkerConfig, sglang_options
 
@@ -33,7 +33,7 @@ example: a worker with a small cache, ten times as fast as an 8B model on an H20
   curl -s http://127.0.0.1:30000/v1/chat/completions -H 'Content-Type: application/json' \\
        -d '{"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8}'
 
-Once it serves it prints one line: ready {"http": PORT, "kv_events": PORT, "replay": PORT, "load": PORT}
+Once it serves it prints one line: ready {"http": PORT, "kv_events": PORT, "replay": PORT, "load": PORT, "bootstrap": PORT}
 Faults on demand: POST /_fault {"kind": "error|hang|cut|die|drop_events", "after_tokens": 0, "count": 1}
 """
 
@@ -100,6 +100,30 @@ def parser() -> Parser:
     add("--expert-distribution-recorder-mode", metavar="MODE", help="without it, a question for the record kills it")
     add("--tool-call-parser", metavar="NAME", help="say that tool calls are parsed so (nothing parses them)")
     add("--reasoning-parser", metavar="NAME", help="say that reasoning is parsed so (nothing parses it)")
+    add(
+        "--disaggregation-mode",
+        choices=("null", "prefill", "decode"),
+        default="null",
+        help="do a part of each request only, with a worker of the other kind (null: all of it)",
+    )
+    add("--disaggregation-bootstrap-port", type=port_or_auto, metavar="PORT", help="where KV is asked for (auto)")
+    add("--disaggregation-decode-enable-radix-cache", action="store_true", help="a decode worker keeps prefixes, too")
+    add(
+        "--bootstrap-timeout",
+        dest="bootstrap_timeout_seconds",
+        type=positive_number,
+        default=WorkerConfig.bootstrap_timeout_seconds,
+        metavar="S",
+        help="SGLANG_DISAGGREGATION_BOOTSTRAP_TIMEOUT (300)",
+    )
+    add(
+        "--waiting-timeout",
+        dest="waiting_timeout_seconds",
+        type=positive_number,
+        default=WorkerConfig.waiting_timeout_seconds,
+        metavar="S",
+        help="SGLANG_DISAGGREGATION_WAITING_TIMEOUT (300)",
+    )
     add("--eos-after-tokens", type=int, metavar="N", help="outputs end by themselves after N tokens (never)")
     add("--seed", type=int, default=0, help="another seed, other outputs (0)")
     add("--speed", type=float, default=1.0, metavar="X", help="2: twice as fast (1)")
@@ -134,9 +158,10 @@ def configure(options: argparse.Namespace) -> WorkerConfig:
     """
     values = sglang_options.translate(vars(options))
     del values["log_level"]
+    speed = values["speed"]
     timing = timing_of(*(values.pop(n) for n in ("profile", "speed", "prefill_tokens_per_second", "decode_step_ms")))
     values["lora_paths"] = tuple(values["lora_paths"])
-    return WorkerConfig(timing=timing, **values)
+    return WorkerConfig(timing=timing, transfer=TransferTiming(speed=speed), **values)
 
 
 async def serve(config: WorkerConfig) -> None:
@@ -148,6 +173,7 @@ async def serve(config: WorkerConfig) -> None:
         sys.stdout.write(f"ready {msgspec.json.encode(worker.ports._asdict()).decode()}\n")
         sys.stdout.flush()
         await stop.wait()
+        await worker.drain()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -16,6 +16,7 @@ from sim.engine import Request
 from sim.worker.faults import FaultOrder
 from sim.worker.generation import typed
 from sim.worker.publisher import Disturbance
+from sim.worker.rendezvous import queues_of
 from sim.worker.reply import json_reply, native_error, read_body
 
 if TYPE_CHECKING:
@@ -66,8 +67,7 @@ class AdminRoutes:
         """Ready to generate: a token of a prompt of one."""
         self._probes += 1
         request = Request(f"HEALTH_CHECK_{self._probes}", np.zeros(1, np.uint32), max_new_tokens=1)
-        async for _output in self._service.ranks[0].submit(request):
-            pass
+        await self._service.probe(request)
         return web.Response()
 
     async def models(self, _: web.Request) -> web.Response:
@@ -150,7 +150,7 @@ class AdminRoutes:
             "max_prefill_tokens": self._service.ranks[0].engine.config.max_prefill_tokens,
             "schedule_policy": "fcfs",
             "radix_eviction_policy": "lru",
-            "disable_radix_cache": False,
+            "disable_radix_cache": not config.caches_prefixes,
             "enable_hierarchical_cache": False,
             "enable_metrics": True,
             "enable_cache_report": config.enable_cache_report,
@@ -159,9 +159,10 @@ class AdminRoutes:
             "decode_log_interval": config.decode_log_interval,
             "kv_events_config": json.dumps(events) if ports.kv_events else None,
             "load_publish_endpoint": f"tcp://*:{ports.load}" if ports.load else None,
-            "disaggregation_mode": "null",
-            "disaggregation_bootstrap_port": 8998,
+            "disaggregation_mode": config.disaggregation_mode,
+            "disaggregation_bootstrap_port": ports.bootstrap or 8998,
             "disaggregation_transfer_backend": "mooncake",
+            "disaggregation_decode_enable_radix_cache": config.disaggregation_decode_enable_radix_cache,
             "speculative_algorithm": None,
             "expert_distribution_recorder_mode": config.expert_distribution_recorder_mode,
             "enable_lora": config.enable_lora or bool(config.lora_paths),
@@ -240,7 +241,7 @@ class AdminRoutes:
             "total_prefill_busy_us": int(load.total_prefill_busy_seconds * 1e6),
             "decode_moments": list(statistics.decode_moments),
             "memory": {"weight_gb": 0.0, "kv_cache_gb": 0.0, "graph_gb": 0.0, "token_capacity": load.capacity_tokens},
-            "disaggregation": {"mode": "null"},
+            "disaggregation": {"mode": self._config.disaggregation_mode} | queues_of(rank),
             "queues": {"waiting": load.waiting_requests} | queues,
         }
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from sim import tinymodel
-from sim.engine import EngineConfig, StepTiming
+from sim.engine import EngineConfig, StepTiming, TransferTiming
 from sim.worker.wire import Dialect
 
 if TYPE_CHECKING:
@@ -65,6 +65,19 @@ class WorkerConfig:
     tool_call_parser: str | None = None
     """Only said, of itself; so the next."""
     reasoning_parser: str | None = None
+    disaggregation_mode: Literal["null", "prefill", "decode"] = "null"
+    """Which part of a request it does; null: all of it."""
+    disaggregation_bootstrap_port: int | None = None
+    """Of a prefill worker: where decode workers ask for KV; None: any free one."""
+    disaggregation_decode_enable_radix_cache: bool = False
+    """A decode worker keeps prefixes, too."""
+    bootstrap_timeout_seconds: float = 300.0
+    """SGLANG_DISAGGREGATION_BOOTSTRAP_TIMEOUT: how long a prefill waits for its decode side."""
+    waiting_timeout_seconds: float = 300.0
+    """SGLANG_DISAGGREGATION_WAITING_TIMEOUT: how long a decode waits for its KV."""
+    heartbeat_seconds: float = 10.0
+    """How long a decode worker takes to find that a prefill worker is gone: SGLang's interval of 5 s, twice."""
+    transfer: TransferTiming = field(default_factory=TransferTiming)
     eos_after_tokens: int | None = None
     seed: int = 0
     timing: TimingModel = field(default_factory=StepTiming)
@@ -76,11 +89,18 @@ class WorkerConfig:
         """
         if self.dp_size < 1:
             raise ValueError(f"dp_size must be at least 1, not {self.dp_size}")
-        for name in ("port", "kv_events_port", "replay_port", "load_port"):
+        for name in ("port", "kv_events_port", "replay_port", "load_port", "disaggregation_bootstrap_port"):
             if not 0 <= (getattr(self, name) or 0) <= 65_535:
                 raise ValueError(f"{name} must be a port, not {getattr(self, name)}")
         if not (self.model_path / "config.json").is_file():
             raise ValueError(f"model_path: no config.json in {self.model_path}")
+        for name in ("bootstrap_timeout_seconds", "waiting_timeout_seconds"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+        if self.is_embedding and self.disaggregation_mode != "null":
+            raise ValueError(
+                f"disaggregation_mode is for generation, and is_embedding is set, not {self.disaggregation_mode}"
+            )
         _ = self.dialect
         self.engine(np.arange(3, dtype=np.uint32), 2)
 
@@ -106,6 +126,11 @@ class WorkerConfig:
     def longest_context(self) -> int:
         """Tokens of prompt and output together."""
         return self.context_length or int(self.model_config.get("max_position_embeddings", DEFAULT_CONTEXT_LENGTH))
+
+    @property
+    def caches_prefixes(self) -> bool:
+        """Whether prompts stay in its cache."""
+        return self.disaggregation_mode != "decode" or self.disaggregation_decode_enable_radix_cache
 
     def engine(self, vocabulary: NDArray[np.uint32], eos_token: int) -> EngineConfig:
         """What each rank's engine is made of.

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from sim.engine import Finish, Output
     from sim.worker.rank import Rank
+    from sim.worker.rendezvous import Meeting, Side
     from sim.worker.text import TextModel
 
 DEFAULT_MAX_NEW_TOKENS = 128
@@ -89,6 +90,9 @@ class Generation:
     rank: Rank
     text_model: TextModel | None
     stops: list[str] = field(default_factory=list)
+    side: Side | None = None
+    meeting: Meeting | None = None
+    """Its other side, where this worker does only a part of it."""
     tell_rank: bool = False
     """Only with several ranks does SGLang name the one."""
     output_ids: list[int] = field(default_factory=list)
@@ -106,6 +110,8 @@ class Generation:
         :raises ValueError: see `Engine.submit`.
         """
         outputs = self.rank.submit(self.request)
+        if self.side is not None and self.meeting is not None:
+            self.side.begin(self.rank, self.request.rid, self.meeting)
         try:
             async for output in outputs:
                 self._take(output)
@@ -115,6 +121,8 @@ class Generation:
         finally:
             if self.last is None or self.last.finish is None:
                 self.rank.abort(self.request.rid)
+            if self.side is not None:
+                self.side.end(self.request.rid)
 
     def _take(self, output: Output) -> None:
         self.last = output
@@ -132,9 +140,13 @@ class Generation:
 
     def _reason(self, finish: Finish) -> dict[str, Any]:
         if finish.type == "length":
-            return {"type": "length", "length": len(self.output_ids)}
+            delivers = self.rank.delivers
+            return {"type": "length", "length": len(self.output_ids) if delivers else 0}
         if finish.type == "stop":
             return {"type": "stop", "matched": finish.matched}
+        reason = self.rank.failures.pop(self.request.rid, None)
+        if reason is not None:
+            return {"type": "abort", "message": reason, "status_code": 500, "err_type": "InternalServerError"}
         return {"type": "abort", "message": "Aborted", "status_code": None, "err_type": None}
 
     def _stop_at_text(self) -> None:
@@ -144,6 +156,12 @@ class Generation:
                 self.text = self.text[:at]
                 self.finish = {"type": "stop", "matched": stop}
                 return
+
+    @property
+    def failure(self) -> str | None:
+        """Why the worker itself gave it up, if it did."""
+        finish = self.finish or {}
+        return str(finish["message"]) if finish.get("status_code") else None
 
     @property
     def cached_tokens(self) -> int:

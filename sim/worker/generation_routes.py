@@ -45,7 +45,7 @@ class GenerationRoutes:
             _refuse_many(sampling)
             request = as_request(body, self._native_prompt(body), sampling)
             rank = self._service.rank_for(body)
-            generation = self._service.accept(request, rank, stop_strings(sampling.get("stop")))
+            generation = self._service.accept(request, rank, stop_strings(sampling.get("stop")), body)
             stream = typed(body, "stream", bool, default=False)
         except ValueError as error:
             return native_error(str(error))
@@ -76,7 +76,7 @@ class GenerationRoutes:
                 sampling["max_new_tokens"] = 16  # OpenAI's default
             request = as_request(body, read(body), sampling)
             rank = self._service.rank_for(body, http.headers.get(RANK_HEADER))
-            generation = self._service.accept(request, rank, stop_strings(body.get("stop")))
+            generation = self._service.accept(request, rank, stop_strings(body.get("stop")), body)
             stream = typed(body, "stream", bool, default=False)
             shape: Shape = kind(
                 typed(body, "model", str, self._config.model_name),

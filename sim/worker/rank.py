@@ -8,12 +8,12 @@ import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from events.blocks import salt_seed, sequence_hashes
-from sim.engine import Finish, Output, StepKind
+from sim.engine import DecodeEngine, Finish, Output, PrefillEngine, StepKind
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
-    from sim.engine import Engine, FrontDoor, Load, Request, Step
+    from sim.engine import Allocated, Engine, FrontDoor, Load, Prefilled, Request, Step
     from sim.worker.publisher import EventPublisher, LoadPublisher
 
 logger = logging.getLogger(__name__)
@@ -49,12 +49,23 @@ class Rank:
         self._door = door
         self._arriving: dict[str, asyncio.TimerHandle] = {}
         """Requests that have not reached the scheduler yet."""
+        self._met_early: set[str] = set()
+        """Of those, the ones that the other side waits for already."""
         self._streams: dict[str, asyncio.Queue[Output]] = {}
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._going = asyncio.Event()
         self._going.set()
         self._steps = self._late = 0
+        self.failures: dict[str, str] = {}
+        """Why requests end that this rank gave up by itself."""
+        self.on_prefilled: Callable[[Rank, Prefilled], None] = lambda rank, prefilled: None
+        self.on_allocated: Callable[[Rank, Allocated], None] = lambda rank, allocated: None
+
+    @property
+    def delivers(self) -> bool:
+        """Whether answers come from here; a prefill side only begins them."""
+        return not isinstance(self.engine, PrefillEngine)
 
     def submit(self, request: Request) -> AsyncIterator[Output]:
         """Take a request; its outputs come as they are produced, the last with a finish.
@@ -74,6 +85,9 @@ class Rank:
         """The scheduler's queue has it."""
         del self._arriving[request.rid]
         self.engine.submit(request, time.monotonic())
+        if request.rid in self._met_early:
+            self._met_early.discard(request.rid)
+            self.met(request.rid)
         self._wake.set()
 
     def abort(self, rid: str) -> bool:
@@ -81,11 +95,39 @@ class Rank:
         arriving = self._arriving.pop(rid, None)
         if arriving is not None:
             arriving.cancel()
+            self._met_early.discard(rid)
             self._streams.pop(rid).put_nowait(Output(rid, None, 0, 0, Finish("abort"), 0.0))
             return True
         found = self.engine.abort(rid)
         self._wake.set()
         return found
+
+    def fail(self, rid: str, reason: str) -> None:
+        """Give a request up, for a reason that its client is told. O(1)."""
+        if rid in self._streams:
+            logger.warning("rank %d: %s", self.number, reason)
+            self.failures.setdefault(rid, reason)
+            self.abort(rid)
+
+    def met(self, rid: str) -> None:
+        """The decode side waits for this prompt's KV."""
+        assert isinstance(self.engine, PrefillEngine)
+        if rid in self._arriving:
+            self._met_early.add(rid)
+        self.engine.met(rid)
+        self._wake.set()
+
+    def sent(self, rid: str) -> None:
+        """The decode side has a prompt's KV, or does not want it any more."""
+        assert isinstance(self.engine, PrefillEngine)
+        self.engine.sent(rid)
+        self._wake.set()
+
+    def received(self, rid: str, token: int) -> None:
+        """A prompt's KV came, and the token that follows it."""
+        assert isinstance(self.engine, DecodeEngine)
+        self.engine.received(rid, token)
+        self._wake.set()
 
     def holds(self, rid: str) -> bool:
         """Whether a request of that id is here. O(1)."""
@@ -125,10 +167,13 @@ class Rank:
             self._steps += 1
             if self.loads is not None and step.load is not None:
                 self.loads.publish(step.load)
+            if isinstance(self.engine, DecodeEngine):
+                for allocated in self.engine.take_allocated():
+                    self.on_allocated(self, allocated)
             due = await self._pass(due, step.duration_seconds)
             self._deliver(step)
-            if step.kind is StepKind.IDLE and not self.engine.busy:
-                if not self._arriving:
+            if step.kind is StepKind.IDLE and not self.engine.runnable:
+                if not self._busy:
                     self._idle.set()
                 self._wake.clear()
                 await self._wake.wait()
@@ -185,6 +230,9 @@ class Rank:
                 del self._streams[output.rid]
         if self.events is not None:
             self.events.publish(step.cache_changes)
+        if isinstance(self.engine, PrefillEngine):
+            for prefilled in self.engine.take_prefilled():
+                self.on_prefilled(self, prefilled)
 
     @staticmethod
     async def _outputs(queue: asyncio.Queue[Output]) -> AsyncIterator[Output]:

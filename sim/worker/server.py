@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 from typing import TYPE_CHECKING, NamedTuple
@@ -12,7 +13,7 @@ import zmq
 import zmq.asyncio
 from aiohttp import web
 
-from sim.engine import Engine, FrontDoor
+from sim.engine import DecodeEngine, Engine, FrontDoor, PrefillEngine
 from sim.worker.admin_routes import AdminRoutes
 from sim.worker.config import WorkerConfig
 from sim.worker.control_routes import ControlRoutes
@@ -27,6 +28,7 @@ from sim.worker.publisher import (
     bind_consecutive,
 )
 from sim.worker.rank import Rank
+from sim.worker.rendezvous import DecodeSide, PrefillSide
 from sim.worker.service import Service
 from sim.worker.text import TextModel
 
@@ -34,9 +36,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
     from typing import Any, Self
 
+    from sim.engine import EngineConfig
+
 logger = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 256 * 2**20
+DRAIN_SECONDS = 30.0
 SILENT_VOCABULARY = np.arange(1000, 2000, dtype=np.uint32)
 """Output ids where no tokenizer is loaded."""
 
@@ -48,6 +53,8 @@ class Ports(NamedTuple):
     kv_events: int
     replay: int
     load: int
+    bootstrap: int = 0
+    """Where decode workers ask a prefill worker for KV."""
 
 
 class FakeWorker:
@@ -68,6 +75,8 @@ class FakeWorker:
         self._replay_context = zmq.asyncio.Context()  # of its own: each waits for its own sockets at its end
         self._tasks: list[asyncio.Task[None]] = []
         self._runner: web.AppRunner | None = None
+        self._bootstrap: web.AppRunner | None = None
+        self._side: PrefillSide | DecodeSide | None = None
         self._ports = Ports(0, 0, 0, 0)
         self.ranks: list[Rank] = []
 
@@ -109,19 +118,47 @@ class FakeWorker:
                 self._spawn(event_publisher.serve_replay(replays[number]))
             if loads:
                 load_publisher = LoadPublisher(loads[number], number)
-            rank = Rank(number, Engine(engine_config), door, event_publisher, load_publisher)
+            rank = Rank(number, self._engine(engine_config), door, event_publisher, load_publisher)
             self.ranks.append(rank)
             self._spawn(rank.run())
             self._spawn(rank.heartbeat())
+        self._side = await self._meet()
         await self._serve()
+
+    def _engine(self, config: EngineConfig) -> Engine:
+        match self.config.disaggregation_mode:
+            case "prefill":
+                return PrefillEngine(config)
+            case "decode":
+                return DecodeEngine(config, caches=self.config.caches_prefixes)
+            case _:
+                return Engine(config)
+
+    async def _meet(self) -> PrefillSide | DecodeSide | None:
+        """What its part needs to meet the other one."""
+        match self.config.disaggregation_mode:
+            case "prefill":
+                prefill = PrefillSide(self.config, self.config.transfer)
+                for rank in self.ranks:
+                    rank.on_prefilled = prefill.prefilled
+                return prefill
+            case "decode":
+                decode = DecodeSide(self.config)
+                for rank in self.ranks:
+                    rank.on_allocated = decode.allocated
+                return decode
+            case _:
+                return None
 
     async def _serve(self) -> None:
         application = web.Application(client_max_size=MAX_BODY_BYTES)
         metrics = Metrics(self.config.model_name, self.ranks)
-        service = Service(self.config, self.ranks, self._text_model, metrics, self._die)
+        service = Service(self.config, self.ranks, self._text_model, metrics, self._die, self._side)
         self._runner = web.AppRunner(application, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
         listening = _listen(self.config.host, self.config.port)
         self._ports = self._ports._replace(http=listening.getsockname()[1])
+        if isinstance(self._side, PrefillSide):
+            await self._serve_bootstrap(self._side)
         application.add_routes(GenerationRoutes(service).routes())
         application.add_routes(EmbeddingRoutes(service).routes())
         application.add_routes(ControlRoutes(service, self._die).routes())
@@ -129,15 +166,32 @@ class FakeWorker:
         await self._runner.setup()
         await web.SockSite(self._runner, listening).start()
 
+    async def _serve_bootstrap(self, side: PrefillSide) -> None:
+        application = side.application(self._ports.http)
+        self._bootstrap = web.AppRunner(application, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
+        listening = _listen(self.config.host, self.config.disaggregation_bootstrap_port or 0)
+        self._ports = self._ports._replace(bootstrap=listening.getsockname()[1])
+        await self._bootstrap.setup()
+        await web.SockSite(self._bootstrap, listening).start()
+
+    async def drain(self) -> None:
+        """Wait until no other worker reads this one's KV any more, for a while at most."""
+        if isinstance(self._side, PrefillSide):
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._side.drain(), DRAIN_SECONDS)
+
     async def stop(self) -> None:
         """Close everything; the ports are free after."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks.clear()
-        if self._runner is not None:
-            await self._runner.cleanup()
-            self._runner = None
+        if isinstance(self._side, DecodeSide):
+            await self._side.close()
+        for runner in (self._bootstrap, self._runner):
+            if runner is not None:
+                await runner.cleanup()
+        self._bootstrap = self._runner = None
         self._replay_context.destroy(linger=0)
         self._context.destroy(linger=0)
 
@@ -153,10 +207,14 @@ class FakeWorker:
         logger.info("worker on port %d dies on demand", self._ports.http)
         for task in self._tasks:
             task.cancel()
-        if self._runner is not None and self._runner.server is not None:
-            for site in list(self._runner.sites):
+        if isinstance(self._side, DecodeSide):
+            self._spawn(self._side.close())
+        for runner in (self._runner, self._bootstrap):
+            if runner is None or runner.server is None:
+                continue
+            for site in list(runner.sites):
                 self._spawn(site.stop())
-            for connection in self._runner.server.connections:
+            for connection in runner.server.connections:
                 if connection.transport is not None:
                     connection.transport.abort()
         self._replay_context.destroy(linger=0)

@@ -11,6 +11,7 @@ from aiohttp import web
 
 from sim.worker.faults import Faults, Triggered
 from sim.worker.generation import BadRequest, Generation, typed
+from sim.worker.rendezvous import FAKE_HOST, Meeting, meeting_of
 from sim.worker.reply import DONE, json_reply, open_stream
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from sim.worker.faults import FaultOrder, Fuse
     from sim.worker.metrics import Metrics
     from sim.worker.rank import Rank
+    from sim.worker.rendezvous import Side
     from sim.worker.shapes import Shape
     from sim.worker.text import TextModel
 
@@ -35,6 +37,7 @@ class Service:
         text_model: TextModel | None,
         metrics: Metrics,
         die: Callable[[], None],
+        side: Side | None = None,
     ) -> None:
         self.config = config
         self.ranks = ranks
@@ -44,6 +47,7 @@ class Service:
         self.adapters = dict(adapter.partition("=")[::2] for adapter in config.lora_paths)
         """LoRA adapters that are loaded: names and paths."""
         self._die = die
+        self._side = side
         self._turns = itertools.count()
 
     def rank_for(self, body: dict[str, Any], header: str | None = None) -> Rank:
@@ -57,16 +61,20 @@ class Service:
             wanted: int | None = int(header)
         else:
             wanted = typed(body, "routed_dp_rank", int, typed(body, "data_parallel_rank", int))
+        room = typed(body, "bootstrap_room", int)
+        if wanted is None and room is not None and not self.ranks[0].delivers:
+            wanted = room % len(self.ranks)  # SGLang's way to tell a prefill worker's ranks apart
         if wanted is None:
             return self.ranks[next(self._turns) % len(self.ranks)]
         if not 0 <= wanted < len(self.ranks):
             raise BadRequest(f"routed_dp_rank={wanted} out of range [0, {len(self.ranks)})")
         return self.ranks[wanted]
 
-    def accept(self, request: Request, rank: Rank, stops: list[str]) -> Generation:
+    def accept(self, request: Request, rank: Rank, stops: list[str], body: dict[str, Any]) -> Generation:
         """A generation that its rank will take.
 
-        :raises ValueError: it would not, see `Engine.submit`; or stop texts are asked for without a tokenizer.
+        :raises ValueError: it would not, see `Engine.submit`; it lacks the fields by which it meets its other side; or stop texts
+            are asked for without a tokenizer.
         """
         length, longest = len(request.prompt), self.config.longest_context
         if length >= longest:
@@ -81,7 +89,19 @@ class Service:
         if adapter is not None and adapter not in self.adapters:
             raise BadRequest(f"The following requested LoRA adapters are not loaded: {{{adapter!r}}}")
         rank.engine.validate(request)
-        return Generation(request, rank, self.text_model, stops, tell_rank=len(self.ranks) > 1)
+        meeting = meeting_of(body, request.rid) if self._side is not None else None
+        several = len(self.ranks) > 1
+        return Generation(request, rank, self.text_model, stops, self._side, meeting, tell_rank=several)
+
+    async def probe(self, request: Request) -> None:
+        """Have rank 0 answer a request of the worker's own; a side needs no other one for it."""
+        outputs = self.ranks[0].submit(request)
+        if self._side is not None:
+            self._side.begin(self.ranks[0], request.rid, Meeting(FAKE_HOST, 0, 0))
+        async for _ in outputs:
+            pass
+        if self._side is not None:
+            self._side.end(request.rid)
 
     async def answer(
         self, http: web.Request, generation: Generation, shape: Shape, *, stream: bool
@@ -105,6 +125,8 @@ class Service:
         async with aclosing(generation.advance()) as progress:
             async for _ in progress:
                 fuse.check(len(generation.output_ids) - 1)
+        if generation.failure:
+            return shape.error(generation.failure, 500)
         self.metrics.finished(generation, streaming=False)
         return json_reply(shape.whole(generation))
 
@@ -112,6 +134,10 @@ class Service:
         async with aclosing(generation.advance()) as progress:
             async for _ in progress:
                 fuse.check(len(generation.output_ids) - 1)
+                if generation.failure:
+                    await response.write(shape.error_event(generation.failure, 500) + DONE)
+                    await response.write_eof()
+                    return
                 await response.write(shape.token(generation))
         await response.write(shape.end(generation) + DONE)
         await response.write_eof()

@@ -26,6 +26,8 @@ WITHOUT_EFFECT = (
     "--cuda-graph-max-bs",
     "--max-loras-per-batch",
     "--max-lora-rank",
+    "--disaggregation-transfer-backend",
+    "--disaggregation-ib-device",
     "--hicache-ratio",
     "--hicache-size",
     "--hicache-write-policy",

@@ -622,7 +622,7 @@ async def test_the_command_says_ready_serves_and_stops():
     line = (await asyncio.wait_for(process.stdout.readline(), 30)).decode()
     word, _, ports = line.partition(" ")
     assert word == "ready"
-    assert set(json.loads(ports)) == {"http", "kv_events", "replay", "load"}
+    assert set(json.loads(ports)) == {"http", "kv_events", "replay", "load", "bootstrap"}
     async with aiohttp.ClientSession() as session:
         url = f"http://127.0.0.1:{json.loads(ports)['http']}"
         async with session.get(url + "/server_info") as reply:
