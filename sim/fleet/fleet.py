@@ -70,7 +70,7 @@ class EngineFleet:
             parameters=_as_rows([numbers for _, numbers in parameters]),
             counts=np.zeros(kernels.COUNTS, np.int64),
             gaps=np.zeros(kernels.GAP_BINS, np.int64),
-            loss=np.array([event_loss]),
+            numbers=np.zeros(kernels.NUMBERS),
             blocks=_writable(content.blocks),
             first_block=_writable(content.first_block),
             named=_writable(content.named_tokens),
@@ -78,6 +78,7 @@ class EngineFleet:
         )
         self._state.counts[[kernels.FREE_NODE, kernels.FREE_CHANGE, kernels.FREE_LOAD]] = kernels.NONE
         self._state.counts[kernels.LOSS_SEED] = seed
+        self._state.numbers[kernels.LOSS] = event_loss
         self._grow_chain("changes", kernels.FREE_CHANGE, _CHANGES)
         self._grow_chain("loads", kernels.FREE_LOAD, _LOADS)
         self._grow_nodes(max(_NODES, 2 * len(configs)))
@@ -107,20 +108,34 @@ class EngineFleet:
         bins: NDArray[np.int64] = self._state.gaps
         return bins
 
-    def submit(self, sequence: int, engine: int, time: float, prompt_tokens: int, max_new_tokens: int) -> None:
+    def submit(
+        self,
+        sequence: int,
+        engine: int,
+        time: float,
+        prompt_tokens: int,
+        max_new_tokens: int,
+        *,
+        built: bool = False,
+    ) -> None:
         """A request comes to an engine at a time not before the last `advance`. O(1) where they come in order.
 
+        :param built: it comes with its prompt's KV and first token from another engine, and only decodes here.
         :raises ValueError: the engine could never take it.
         """
         longest_input, longest = self._limits[engine]
         if not 0 < prompt_tokens < longest_input:
             raise ValueError(f"a prompt of {prompt_tokens} tokens does not fit: at most {longest_input - 1}")
         limit = min(max_new_tokens, longest - prompt_tokens - 1)
-        kernels.submit(self._state, sequence, engine, time, prompt_tokens, limit)
+        kernels.submit(self._state, sequence, engine, time, prompt_tokens, limit, built)
 
     def abort(self, sequence: int) -> None:
         """End a request at its engine's next step. O(1)."""
         kernels.abort(self._state, sequence, int(self._state.sequences[sequence]["engine"]))
+
+    def withdraw(self, sequence: int) -> None:
+        """Take a request out of its engine at once, if it is in one; nothing is told of it. O(requests there)."""
+        kernels.withdraw(self._state, sequence)
 
     def clear(self, engine: int) -> NDArray[np.int64]:
         """An engine's process is gone, and another one takes its place; returns the sequences that were inside. O(everything)."""
@@ -129,13 +144,21 @@ class EngineFleet:
         kernels.clear(self._state, engine)
         return np.flatnonzero(inside)
 
-    def advance(self, until: float, lookahead: float = math.inf) -> None:
-        """Run every step that begins before `until`.
+    def advance(self, until: float, lookahead: float = math.inf, engines: range | None = None) -> float:
+        """Run every step that begins before `until`; returns how far that went.
 
-        :param lookahead: return early where a request ended: at most so many seconds after its end will steps have begun.
+        :param lookahead: go only as far as to the next notice, and with no engine further ahead of it than so many seconds.
+        :param engines: only these.
         """
-        while lack := kernels.advance(self._state, until, lookahead):
+        chosen = engines or range(len(self.configs))
+        while lack := kernels.advance(self._state, chosen.start, chosen.stop, until, lookahead):
             self._grow(lack)
+        return float(self._state.numbers[kernels.REACHED])
+
+    def running(self, engine: int) -> NDArray[np.int32]:
+        """The sequences that decode in an engine: a view."""
+        rows: NDArray[np.int32] = self._state.running[engine, : self._state.engines["running"][engine]]
+        return rows
 
     def next_step(self) -> float:
         """When the next step begins; infinite when all engines rest. O(engines)."""
@@ -162,9 +185,9 @@ class EngineFleet:
         count = kernels.take_loads(self._state, until, self._taken_loads, self._taken_numbers)
         return zip(self._taken_numbers[:count].tolist(), self._taken_loads[:count], strict=True)
 
-    def held_tokens(self, engine: int, sequence: int) -> int:
-        """Leading tokens of a request that an engine has in its cache now; counts as no use. O(n)."""
-        return int(kernels.held_tokens(self._state, engine, sequence))
+    def most_held(self, request: int, prompt_tokens: int, engines: range) -> int:
+        """The most that a request would find now in the cache of any of these engines, in tokens; counts as no use. O(n)."""
+        return int(kernels.most_held(self._state, request, prompt_tokens, engines.start, engines.stop))
 
     # ---- set-up and growth
 

@@ -100,6 +100,7 @@ SEQUENCE = np.dtype(
         ("next_doomed", np.int32),
         ("place", np.int8),
         ("aborted", np.int8),
+        ("built", np.int8),
         ("submitted_at", np.float64),
         ("queue_seconds", np.float64),
         ("first_token_seconds", np.float64),
@@ -108,7 +109,8 @@ SEQUENCE = np.dtype(
     ],
     align=True,
 )
-"""A request in an engine. It holds KV memory for `held` tokens, of which the first `cached` are the cache's."""
+"""A request in an engine. It holds KV memory for `held` tokens, of which the first `cached` are the cache's. A `built` one comes
+with its prompt's KV and first token from another engine, and leaves nothing in the cache."""
 NODE = np.dtype(
     [
         ("key", np.uint64),
@@ -175,6 +177,8 @@ FIRST_TOKEN, FINISH, ABORT = range(3)
     COUNTS,
 ) = range(10)
 """What `State.counts` counts: live nodes, the first of the free ones, rows never used; the same for changes and loads; notices."""
+LOSS, REACHED, NUMBERS = range(3)
+"""What `State.numbers` holds: the share of publications that are lost, and until when the last `advance` went."""
 DONE, MORE_NODES, MORE_CHANGES, MORE_LOADS, MORE_NOTICES = range(5)
 """Why `advance` returned: done, or an array has to grow first."""
 
@@ -237,8 +241,8 @@ class State(NamedTuple):
     """int64 (COUNTS,), see there."""
     gaps: Any
     """int64 (GAP_BINS,): token gaps by length."""
-    loss: Any
-    """float64 (1,): the share of publications that are lost."""
+    numbers: Any
+    """float64 (NUMBERS,), see there."""
     blocks: Any
     first_block: Any
     """The trace's ids, see `sim.traces.Trace`."""
@@ -560,11 +564,11 @@ def _free_load(state, row):  # type: ignore[no-untyped-def]
 
 @inner
 def _is_lost(state, number, publication):  # type: ignore[no-untyped-def]
-    if state.loss[0] <= 0.0:
+    if state.numbers[LOSS] <= 0.0:
         return False
     word = _mixed(np.uint64(state.counts[LOSS_SEED]) + _GOLDEN * np.uint64(number + 1))
     word = _mixed(word + _GOLDEN * np.uint64(publication))
-    return np.float64(word >> np.uint64(11)) * 2.0**-53 < state.loss[0]
+    return np.float64(word >> np.uint64(11)) * 2.0**-53 < state.numbers[LOSS]
 
 
 @inner
@@ -695,7 +699,8 @@ def _release(state, number, row):  # type: ignore[no-untyped-def]
     """A request leaves: all its full pages stay in the cache."""
     sequence = state.sequences[row]
     if sequence.node != NONE:
-        _hand_over(state, number, row)
+        if not sequence.built:
+            _hand_over(state, number, row)
         _give_back(state, state.engines[number], sequence)
     sequence.place = ENDED
 
@@ -714,6 +719,8 @@ def _wait(state, engine, row):  # type: ignore[no-untyped-def]
         state.sequences[engine.waiting_last].after = row
     engine.waiting_last = row
     length = sequence.prompt_tokens + sequence.output_tokens
+    if sequence.built:
+        sequence.last_match = length
     engine.waiting_requests += 1
     engine.waiting_tokens += length
     engine.waiting_uncached_tokens += length - sequence.last_match
@@ -750,8 +757,8 @@ def _arrive(state, engine):  # type: ignore[no-untyped-def]
 
 
 @inner
-def _reap(state, number):  # type: ignore[no-untyped-def]
-    """End the aborted requests."""
+def _reap(state, number, tells):  # type: ignore[no-untyped-def]
+    """End the aborted requests, and say so if asked to."""
     engine, sequences = state.engines[number], state.sequences
     if engine.doomed == NONE:
         return
@@ -762,7 +769,8 @@ def _reap(state, number):  # type: ignore[no-untyped-def]
         _release(state, number, row)
         if engine.chunked == row:
             engine.chunked = NONE
-        _notify(state, row, ABORT)
+        if tells:
+            _notify(state, row, ABORT)
         row = sequences[row].next_doomed
     kept = 0
     for index in range(engine.running):
@@ -783,6 +791,15 @@ def _reserved(sequence):  # type: ignore[no-untyped-def]
 
 
 @inner
+def _reserved_for_running(state, number):  # type: ignore[no-untyped-def]
+    """A share of what the running requests may still produce."""
+    engine, tokens = state.engines[number], 0
+    for index in range(engine.running):
+        tokens += _reserved(state.sequences[state.running[number, index]])
+    return tokens * engine.ratio
+
+
+@inner
 def _memory_tokens(engine, reserved):  # type: ignore[no-untyped-def]
     return engine.free_tokens + engine.evictable_tokens - reserved
 
@@ -797,10 +814,7 @@ def _next_prefill(state, number):  # type: ignore[no-untyped-def]
         return 0
     if engine.chunked == NONE and (engine.waiting == NONE or engine.full):
         return 0
-    reserved_tokens = 0
-    for index in range(engine.running):
-        reserved_tokens += _reserved(sequences[state.running[number, index]])
-    budget = (reserved_tokens * engine.ratio, engine.input_tokens, engine.chunk_tokens)
+    budget = (_reserved_for_running(state, number), engine.input_tokens, engine.chunk_tokens)
     size = 0
     if engine.chunked != NONE:
         row = engine.chunked
@@ -845,6 +859,8 @@ def _admit(state, number, size, budget):  # type: ignore[no-untyped-def]
             return size
         row = engine.waiting
         sequence = sequences[row]
+        if sequence.built:
+            return size
         length = np.int64(sequence.prompt_tokens + sequence.output_tokens)
         # At least one token is computed, for something must be computed to sample from.
         node, cached = _match(state, number, sequence.request, length - 1)
@@ -890,6 +906,40 @@ def _take_pages(state, number, size):  # type: ignore[no-untyped-def]
         sequence.held = max(np.int64(sequence.held), paged)
 
 
+@inner
+def _join(state, number):  # type: ignore[no-untyped-def]
+    """Let the requests at the head of the queue whose KV was built elsewhere decode, while they fit."""
+    engine, sequences = state.engines[number], state.sequences
+    while engine.waiting != NONE and not engine.full and engine.running < engine.running_limit:
+        row = engine.waiting
+        sequence = sequences[row]
+        if not sequence.built:
+            return
+        length = np.int64(sequence.prompt_tokens + sequence.output_tokens)
+        paged = _paged(length - 1, engine.page_size)
+        memory = _memory_tokens(engine, _reserved_for_running(state, number))
+        if engine.running and not paged + _reserved(sequence) + engine.page_size < memory:
+            engine.full = 1
+            return
+        _leave_queue(state, engine, row)
+        _make_room(state, number, paged, engine.page_size)
+        engine.free_tokens -= paged
+        sequence.place, sequence.node, sequence.held, sequence.computed = RUNNING, engine.root, paged, length - 1
+        noticed = state.counts[NOTICES]
+        if sequence.first_match == NONE:
+            sequence.first_match = 0
+            sequence.queue_seconds = engine.begin - sequence.submitted_at
+            _token_at(state, row, engine.begin)
+            _notify(state, row, FIRST_TOKEN)
+        if sequence.output_tokens < sequence.max_new_tokens:
+            state.running[number, engine.running] = row
+            engine.running += 1
+        else:
+            _release(state, number, row)
+            _notify(state, row, FINISH)
+        _stamp(state, noticed, engine.begin)
+
+
 # ---- steps
 
 
@@ -899,8 +949,9 @@ def _step(state, number):  # type: ignore[no-untyped-def]
     engine = state.engines[number]
     engine.asleep = 0
     _arrive(state, engine)
+    _join(state, number)
     noticed = state.counts[NOTICES]
-    _reap(state, number)
+    _reap(state, number, True)
     size = _next_prefill(state, number)
     if size:
         engine.begin = _prefill(state, number, size)
@@ -1157,7 +1208,7 @@ _STATE: Any = typeof(  # type: ignore[no-untyped-call]
         parameters=np.zeros((1, 1)),
         counts=np.zeros(1, np.int64),
         gaps=np.zeros(1, np.int64),
-        loss=np.zeros(1),
+        numbers=np.zeros(1),
         blocks=np.zeros(1, np.uint64),
         first_block=np.zeros(1, np.int64),
         named=np.zeros(1, np.int64),
@@ -1166,24 +1217,25 @@ _STATE: Any = typeof(  # type: ignore[no-untyped-call]
 )
 
 
-@entry(int64(_STATE, float64, float64))
-def advance(state, until, lookahead):  # type: ignore[no-untyped-def]
-    """Run every step that begins before `until`. Returns `DONE` or which array has to grow before this goes on.
+@entry(int64(_STATE, int64, int64, float64, float64))
+def advance(state, first, last, until, lookahead):  # type: ignore[no-untyped-def]
+    """Run every step of the engines `first` to `last` - 1 that begins before `until`, or less: until something is to be noticed.
 
-    `lookahead`: an engine may be ahead of another by so many seconds; at 0 steps are taken in the order in which they begin.
+    Returns `DONE`, having set `REACHED`; or which array has to grow before this goes on.
+
+    `lookahead`: what is noticed matters to the other engines so many seconds later. Infinite: not at all, so all is run. At 0 steps
+    are taken in the order in which they begin.
     """
     engines = state.engines
     while True:
         horizon = until
         if lookahead < np.inf:
             soonest = np.inf
-            for number in range(len(engines)):
+            for number in range(first, last):
                 soonest = min(soonest, engines[number].begin)
             horizon = min(until, max(soonest + lookahead, np.nextafter(soonest, np.inf)))
-            if not soonest < until:
-                return DONE
-        ended = state.counts[NOTICES]
-        for number in range(len(engines)):
+        noticed = state.counts[NOTICES]
+        for number in range(first, last):
             engine = engines[number]
             while engine.begin < horizon:
                 lack = _lacks(state, number)
@@ -1194,17 +1246,19 @@ def advance(state, until, lookahead):  # type: ignore[no-untyped-def]
                     most = _quiet_steps(state, number)
                     if most > 0:
                         _decode_quietly(state, number, most, horizon)
-        if horizon == until or state.counts[NOTICES] > ended:
+        state.numbers[REACHED] = horizon
+        if horizon == until or state.counts[NOTICES] > noticed:
             return DONE
 
 
-@entry(void(_STATE, int64, int64, float64, int64, int64))
-def submit(state, row, number, time, prompt_tokens, max_new_tokens):  # type: ignore[no-untyped-def]
+@entry(void(_STATE, int64, int64, float64, int64, int64, int64))
+def submit(state, row, number, time, prompt_tokens, max_new_tokens, built):  # type: ignore[no-untyped-def]
     """A request comes to an engine at a time that is not before the steps it has begun. O(1) where they come in order."""
     engine, sequences = state.engines[number], state.sequences
     sequence = sequences[row]
     sequence.engine, sequence.place, sequence.submitted_at = number, COMING, time
-    sequence.prompt_tokens, sequence.max_new_tokens, sequence.output_tokens = prompt_tokens, max_new_tokens, 0
+    sequence.prompt_tokens, sequence.max_new_tokens, sequence.output_tokens = prompt_tokens, max_new_tokens, built
+    sequence.built = built
     sequence.cached, sequence.computed, sequence.held, sequence.extend = 0, 0, 0, 0
     sequence.node, sequence.first_match, sequence.last_match, sequence.aborted = NONE, NONE, 0, 0
     before = engine.coming_last
@@ -1239,6 +1293,33 @@ def abort(state, row, number):  # type: ignore[no-untyped-def]
 
 
 @entry(void(_STATE, int64))
+def withdraw(state, row):  # type: ignore[no-untyped-def]
+    """Take a request out of its engine at once, if it is in one; nothing is told. No other may be doomed there."""
+    sequence = state.sequences[row]
+    if sequence.place == COMING:
+        engine = state.engines[sequence.engine]
+        if sequence.before == NONE:
+            engine.coming = sequence.after
+        else:
+            state.sequences[sequence.before].after = sequence.after
+        if sequence.after == NONE:
+            engine.coming_last = sequence.before
+        else:
+            state.sequences[sequence.after].before = sequence.before
+    elif sequence.place == WAITING or sequence.place == RUNNING:
+        engine = state.engines[sequence.engine]
+        engine.doomed, engine.doomed_last, sequence.next_doomed = row, row, NONE
+        _reap(state, sequence.engine, False)
+    sequence.place = NOWHERE
+    kept = 0
+    for index in range(state.counts[NOTICES]):
+        if state.notices[index].sequence != row:
+            state.notices[kept] = state.notices[index]
+            kept += 1
+    state.counts[NOTICES] = kept
+
+
+@entry(void(_STATE, int64))
 def clear(state, number):  # type: ignore[no-untyped-def]
     """An engine's process is gone: nothing is cached, nothing inside, and nothing will be told. O(nodes)."""
     engine, nodes = state.engines[number], state.nodes
@@ -1261,6 +1342,13 @@ def clear(state, number):  # type: ignore[no-untyped-def]
     for row in range(len(state.sequences)):
         if state.sequences[row].engine == number and state.sequences[row].place != ENDED:
             state.sequences[row].place = NOWHERE
+    kept = 0
+    for index in range(state.counts[NOTICES]):  # what its last step ended is still told
+        sequence = state.sequences[state.notices[index].sequence]
+        if sequence.engine != number or sequence.place == ENDED:
+            state.notices[kept] = state.notices[index]
+            kept += 1
+    state.counts[NOTICES] = kept
     engine.free_tokens, engine.evictable_tokens, engine.protected_tokens = engine.capacity_tokens, 0, 0
     engine.oldest = engine.newest = engine.coming = engine.coming_last = engine.waiting = engine.waiting_last = NONE
     engine.doomed = engine.doomed_last = engine.chunked = NONE
@@ -1348,12 +1436,11 @@ def rehash(state):  # type: ignore[no-untyped-def]
             _enter_child(state, row)
 
 
-@entry(int64(_STATE, int64, int64))
-def held_tokens(state, number, request):  # type: ignore[no-untyped-def]
-    """How many leading tokens of a request an engine has in its cache. Nothing counts as used. O(n)."""
+@inner
+def _held(state, number, request, prompt_tokens):  # type: ignore[no-untyped-def]
+    """How many leading tokens of a prompt a request would find in an engine's cache. Nothing counts as used. O(n)."""
     engine, nodes = state.engines[number], state.nodes
-    length = state.sequences[request].prompt_tokens - 1
-    length = length // engine.page_size * engine.page_size
+    length = (prompt_tokens - 1) // engine.page_size * engine.page_size
     row, position = engine.root, 0
     while position < length:
         child = _child(state, row, _page_key(state, request, position, engine.page_size))
@@ -1365,3 +1452,12 @@ def held_tokens(state, number, request):  # type: ignore[no-untyped-def]
             break
         row = child
     return position
+
+
+@entry(int64(_STATE, int64, int64, int64, int64))
+def most_held(state, request, prompt_tokens, first, end):  # type: ignore[no-untyped-def]
+    """The most that a request would find in the cache of any of the engines `first` to `end` - 1."""
+    most = 0
+    for number in range(first, end):
+        most = max(most, _held(state, number, request, prompt_tokens))
+    return most

@@ -3,6 +3,8 @@
 =============  ==============================================================
 `settings`     the fleet, its events, and what goes wrong
 `routers`      the product's scheduler, once per router
+`service`      how a request is served: placed, worked on, accounted for
+`paired`       the same with prefill and decode on separate workers
 `replay`       the loop
 `outcome`      what became of every request
 `command`      `python -m sim replay`

@@ -50,6 +50,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=natural, default=0, help="of everything that is left to chance (default: 0)")
     fleet = parser.add_argument_group("fleet")
     fleet.add_argument("--workers", type=positive, default=8, metavar="N", help="(default: 8)")
+    fleet.add_argument("--prefill", type=natural, default=0, metavar="P", help="workers that compute prompts, and")
+    fleet.add_argument(
+        "--decode", type=natural, default=0, metavar="D", help="workers that go on, in place of --workers"
+    )
+    fleet.add_argument(
+        "--transfer-bandwidth", type=seconds, default=64.0, metavar="GB/S", help="between these two (default: 64)"
+    )
+    fleet.add_argument(
+        "--kv-token-bytes", type=positive, default=131_072, help="KV of one token (default: 131072, Llama 8B)"
+    )
     fleet.add_argument("--profile", default="h200-llama-8b", help="of an engine's times: a name or a JSON file")
     fleet.add_argument(
         "--capacity-tokens", type=positive, default=1 << 20, help="of an engine's KV memory (default: 1048576)"
@@ -164,6 +174,10 @@ def _settings(options: argparse.Namespace) -> Settings:
         )
         return Settings(
             workers=options.workers,
+            prefill=options.prefill,
+            decode=options.decode,
+            transfer_bytes_per_second=options.transfer_bandwidth * 1e9,
+            kv_token_bytes=options.kv_token_bytes,
             engine=engine,
             block_size=options.block_size,
             kv_events=not options.no_kv_events,

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from events.messages import WorkerLoad
-from router.core import Scheduler, Target
+from router.core import Pair, Scheduler, Target
+from router.core.paths import Paths
+from router.core.request import Part
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -26,14 +28,15 @@ class Routers:
 
     def __init__(self, make_policy: Callable[[], Policy], settings: Settings) -> None:
         self._settings = settings
-        self.targets = [Target(f"w{number}") for number in range(settings.workers)]
+        self.targets = [Target(f"w{number}") for number in range(len(settings.parts))]
         self._numbers = {target: number for number, target in enumerate(self.targets)}
-        self._epochs = [0] * settings.workers
+        self._epochs = [0] * len(settings.parts)
         self._schedulers = [
             Scheduler(make_policy(), settings.block_size, seed=settings.seed + index)
             for index in range(settings.routers)
         ]
-        for number in range(settings.workers):
+        self._paths = [Paths(scheduler) for scheduler in self._schedulers]
+        for number in range(len(settings.parts)):
             self.add(number)
 
     def __getitem__(self, request: int) -> Scheduler:
@@ -41,24 +44,39 @@ class Routers:
         return self._schedulers[request % len(self._schedulers)]
 
     def place(self, number: int, request: RoutingRequest, now: float) -> tuple[int, Placement]:
-        """Decide; returns the worker's number.
+        """Decide; returns the worker's number too.
 
         :raises NoTarget: there is no worker.
         """
         placement = self[number].place(request, now)
         return self._numbers[placement.target], placement
 
+    def place_pair(self, number: int, request: RoutingRequest, now: float) -> tuple[int, int, Pair]:
+        """Decide who prefills and who decodes; returns the workers' numbers too.
+
+        :raises NoTarget: there is no pair.
+        """
+        pair = self.paths(number).place(request, now)
+        assert isinstance(pair, Pair)  # nobody here does all
+        return self._numbers[pair.prefill.target], self._numbers[pair.decode.target], pair
+
+    def paths(self, request: int) -> Paths:
+        """What learns how long pairs take, at the router that a request comes to."""
+        return self._paths[request % len(self._paths)]
+
     def add(self, worker: int) -> None:
         """A worker is there, with nothing in its cache."""
-        engine = self._settings.engine
+        engine, part = self._settings.engine, self._settings.parts[worker]
         for scheduler in self._schedulers:
             scheduler.add_target(
                 self.targets[worker],
                 capacity_tokens=engine.capacity_tokens,
                 model=MODEL,
                 page_size=engine.page_size,
-                exact=self._settings.kv_events,
+                exact=self._settings.kv_events and part is not Part.DECODE,
                 max_running_requests=engine.running_limit,
+                part=part,
+                caches=part is not Part.DECODE,
             )
 
     def remove(self, worker: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from router.core.request import Part
 from sim.engine import EngineConfig
 
 
@@ -27,6 +28,14 @@ class Settings:
     """
 
     workers: int = 8
+    """That do all of a request."""
+    prefill: int = 0
+    decode: int = 0
+    """In their place: workers that compute prompts, and workers that take over their KV and go on."""
+    transfer_bytes_per_second: float = 64e9
+    """Of the link between any two of them; requests do not slow each other down on it."""
+    kv_token_bytes: int = 131_072
+    """KV of one token: 32 layers, 8 heads of 128 in bfloat16."""
     engine: EngineConfig = field(default_factory=EngineConfig)
     """Of every worker."""
     block_size: int = 64
@@ -46,9 +55,15 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        for name in ("workers", "block_size", "routers"):
+        for name in ("block_size", "routers", "kv_token_bytes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if min(self.workers, self.prefill, self.decode) < 0 or not self.parts:
+            raise ValueError(f"there must be workers, not {self.workers}, {self.prefill} and {self.decode}")
+        if bool(self.prefill) != bool(self.decode):
+            raise ValueError("prefill workers need decode workers, and these need those")
+        if not self.transfer_bytes_per_second > 0:
+            raise ValueError(f"transfer_bytes_per_second must be positive, not {self.transfer_bytes_per_second}")
         for name in ("event_lag_seconds", "load_report_interval_seconds"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
@@ -57,9 +72,20 @@ class Settings:
         for kill in self.kills:
             self._check_kill(kill)
 
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """What each worker does, in the order of their numbers."""
+        if self.prefill:
+            return (Part.PREFILL,) * self.prefill + (Part.DECODE,) * self.decode
+        return (Part.WHOLE,) * self.workers
+
+    def transfer_seconds(self, tokens: int) -> float:
+        """How long the KV of so many tokens is on its way. O(1)."""
+        return tokens * self.kv_token_bytes / self.transfer_bytes_per_second
+
     def _check_kill(self, kill: Kill) -> None:
-        if not 0 <= kill.worker < self.workers:
-            raise ValueError(f"kill: there is no worker {kill.worker}: they are 0 to {self.workers - 1}")
+        if not 0 <= kill.worker < len(self.parts):
+            raise ValueError(f"kill: there is no worker {kill.worker}: they are 0 to {len(self.parts) - 1}")
         if not 0 <= kill.time < float("inf"):
             raise ValueError(f"kill: t must be at least 0, not {kill.time}")
         if kill.restart is not None and not kill.time < kill.restart < float("inf"):
@@ -68,7 +94,11 @@ class Settings:
     def summary(self) -> dict[str, Any]:
         """For the report: plain values."""
         return {
-            "workers": self.workers,
+            "workers": len(self.parts),
+            "prefill": self.prefill,
+            "decode": self.decode,
+            "transfer_bytes_per_second": self.transfer_bytes_per_second,
+            "kv_token_bytes": self.kv_token_bytes,
             "capacity_tokens": self.engine.capacity_tokens,
             "page_size": self.engine.page_size,
             "block_size": self.block_size,
