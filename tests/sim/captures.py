@@ -19,3 +19,11 @@ def capture_path(name):
 def capture_steps(name):
     """{step label: {"result": …, "frames": […]}} of a scenario, in order."""
     return {step["step"]: step for step in map(json.loads, capture_path(name).read_text().splitlines())}
+
+
+def recording(*parts):
+    """A recording of real engines on GPUs."""
+    path = SHARED.joinpath("recordings", *parts)
+    if not path.exists():
+        pytest.skip(f"{path.name} needs the shared recordings of a real fleet")
+    return path

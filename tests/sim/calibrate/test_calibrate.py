@@ -1,0 +1,223 @@
+"""Fitting: known coefficients come back, from step logs and from a live fake worker; bad input is told by name."""
+
+import gzip
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from events.command import UsageError
+from sim import __main__ as command
+from sim.calibrate.client import Answer
+from sim.calibrate.command import calibrate
+from sim.calibrate.fit import non_negative, quality
+from sim.calibrate.live import Plan, together
+from sim.engine import StepTiming
+from sim.engine.timing import profile
+from sim.worker import FakeWorker, WorkerConfig
+from tests.sim.captures import recording
+
+KNOWN = StepTiming(
+    prefill_floor_seconds=0.004,
+    prefill_base_seconds=0.002,
+    prefill_token_seconds=3e-5,
+    prefill_pair_seconds=2e-9,
+    prefill_sequence_seconds=1e-4,
+    prefill_context_seconds=1e-7,
+    decode_base_seconds=0.008,
+    decode_sequence_seconds=1e-4,
+    decode_kv_token_seconds=5e-8,
+    request_base_seconds=0.005,
+    request_token_seconds=1e-6,
+)
+
+
+def step_lines(timing, *, slow_after_rest=1.0):
+    """A log of prefill bursts and decodes; a prefill that follows no prefill takes another time."""
+    random = np.random.default_rng(1)
+    clock, previous = 0.0, "D"
+    for number in range(400):
+        kind = "E" if number % 4 else "D"
+        line = {"m": kind, "tl": clock, "td": 0.5}
+        if kind == "E":
+            count = int(random.integers(1, 5))
+            line["ext"] = random.integers(1, 3000, count).tolist()
+            line["pre"] = random.integers(0, 20_000, count).tolist()
+            seconds = timing.prefill_seconds(line["ext"], line["pre"]) * (1.0 if previous == "E" else slow_after_rest)
+        else:
+            line["bs"] = int(random.integers(1, 100))
+            line["kv"] = line["bs"] * int(random.integers(100, 20_000))
+            seconds = timing.decode_seconds(line["bs"], line["kv"], 1)
+        line["g"] = seconds * 1000
+        yield line
+        clock, previous = clock + 0.4, kind
+    for small in range(60):  # alone: the floor
+        seconds = timing.prefill_seconds([1 + small], [0])
+        yield {"m": "E", "tl": clock + 2 * small, "td": 0.1, "ext": [1 + small], "pre": [0], "g": seconds * 1000}
+
+
+def probe_lines(timing, steps):
+    for step in steps[-60:]:
+        outside = timing.request_seconds(step["ext"][0])
+        ttft = outside * 1000 + step["g"]
+        yield {"k": "ttft", "n": step["ext"][0], "c": 0, "t_send": step["tl"] - 0.001, "ttft_ms": ttft}
+    yield {"k": "info", "pool": 3}
+
+
+def write(path, lines):
+    text = "".join(json.dumps(line) + "\n" for line in lines).encode()
+    path.write_bytes(gzip.compress(text) if path.suffix == ".gz" else text)
+    return str(path)
+
+
+def test_a_step_log_gives_its_model_back(tmp_path, capsys):
+    lines = list(step_lines(KNOWN, slow_after_rest=1.3))
+    steps, probes = (
+        write(tmp_path / "steps.jsonl.gz", lines),
+        write(tmp_path / "probes.jsonl", probe_lines(KNOWN, lines)),
+    )
+    out = str(tmp_path / "mine.json")
+    # The probes are the last steps here, and what is before the first is the warm-up: so they are read from a second log.
+    assert command.main(["calibrate", steps, "-o", out, "--origin", "made up"]) == 0
+    fitted = profile.load(out)
+    assert fitted.origin == "made up"
+    for name in StepTiming.__dataclass_fields__:
+        if not name.startswith("request"):
+            assert getattr(fitted.timing, name) == pytest.approx(getattr(KNOWN, name), rel=1e-6), name
+    assert fitted.fit["decode"]["mape_percent"] < 1e-3
+    assert "prefill_token_seconds" in capsys.readouterr().out
+
+    only_small = [*lines[:400], *[line | {"tl": line["tl"] - 1e6} for line in lines[400:]]]
+    earlier = list(probe_lines(KNOWN, only_small))
+    ordered = write(tmp_path / "ordered.jsonl", sorted(only_small, key=lambda line: line["tl"]))
+    assert command.main(["calibrate", ordered, "--requests", write(tmp_path / "p.jsonl", earlier), "-o", out]) == 0
+    timing = profile.load(out).timing
+    assert timing.request_seconds(50) == pytest.approx(KNOWN.request_seconds(50), rel=1e-3)
+    assert probes
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.floats(0, 5), min_size=4, max_size=4), st.integers(0, 10_000))
+def test_non_negative_least_squares_is_the_optimum(coefficients, seed):
+    random = np.random.default_rng(seed)
+    features = random.uniform(0.1, 2, (30, 4))
+    seconds = features @ np.array(coefficients) + random.uniform(0.05, 1, 30)
+    found = non_negative(features, seconds, "rows")
+
+    def error(c):
+        return (((features @ c) / seconds - 1) ** 2).sum()
+
+    assert (found >= 0).all()
+    for index in range(4):  # no way down along any axis
+        for change in (-1e-4, 1e-4):
+            near = found.copy()
+            near[index] = max(0.0, near[index] + change)
+            assert error(near) >= error(found) - 1e-9
+
+
+def test_quality_in_percent():
+    assert quality(np.array([1.0, 2.0]), np.array([1.1, 1.8])) == (2, 10.0, 10.0, -3.33)
+
+
+def test_what_decodes_together_is_measured_while_all_do():
+    first = Answer(100, 0, 0.0, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+    late = Answer(50, 0, 0.0, [3.5, 4.0, 5.0, 6.0, 7.0])
+    assert together([first, late]) == (2, 150 + 4 + 2, 1.0)
+
+
+async def test_a_live_worker_gives_its_model_back():
+    timing = StepTiming(
+        prefill_floor_seconds=0.02,
+        prefill_base_seconds=0.01,
+        prefill_token_seconds=1e-4,
+        prefill_pair_seconds=2e-8,
+        prefill_sequence_seconds=0,
+        prefill_context_seconds=0,
+        prefill_graph_tokens=512,
+        decode_base_seconds=0.01,
+        decode_sequence_seconds=2e-3,
+        decode_kv_token_seconds=4e-6,
+        request_base_seconds=0.03,
+        request_token_seconds=0,
+    )
+    config = WorkerConfig(
+        timing=timing, chunked_prefill_size=512, max_total_tokens=40_000, context_length=8192, kv_events_port=0
+    )
+    plan = Plan(
+        new_tokens=(16, 512, 768, 1024, 2048),
+        cached_tokens=(0, 1024),
+        batches=(1, 6),
+        contexts=(256, 1024),
+        decode_tokens=16,
+        repeats=2,
+        chunk_tokens=512,
+        graph_tokens=512,
+    )
+    said = []
+    async with FakeWorker(config) as worker:
+        fitted, fit = await calibrate(worker.url, plan, said.append)
+    assert len(said) == 10 + 4
+    for new, prefix in ((512, 0), (512, 1024), (512, 3000)):
+        expected = timing.prefill_seconds([new], [prefix])
+        assert fitted.prefill_seconds([new], [prefix]) == pytest.approx(expected, rel=0.15)
+    for batch, tokens in ((1, 300), (4, 3000), (8, 9000)):
+        expected = timing.decode_seconds(batch, tokens, 1)
+        assert fitted.decode_seconds(batch, tokens, 1) == pytest.approx(expected, rel=0.15)
+    # A short prompt's time: how much of it is the floor is known less well than the sum.
+    expected = timing.request_seconds(16) + timing.prefill_seconds([16], [0])
+    assert fitted.request_seconds(16) + fitted.prefill_seconds([16], [0]) == pytest.approx(expected, rel=0.15)
+    assert fitted.request_seconds(16) == pytest.approx(timing.request_seconds(16), rel=0.5)
+    assert fit["ttft"]["mape_percent"] < 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-o", "x.json"], "either step logs or --url, please"),
+        (["{none}", "-o", "x.json"], "No such file"),
+        (["{text}", "-o", "x.json"], "line 2: Object missing required field `m`"),
+        (["{empty}", "-o", "x.json"], "no step with a time (g)"),
+        (["{cut}", "-o", "x.json"], "damaged"),
+        (["{few}", "-o", "x.json"], "1 decode steps are too few to fit 3 numbers to"),
+        (["{few}", "--linear-from", "9999", "-o", "x.json"], "no prefill of 9999 or more new tokens"),
+        (["{few}", "--requests", "{few}", "-o", "x.json"], "k"),
+        (["--url", "http://127.0.0.1:1", "-o", "x.json"], "Connect"),
+        (["{few}", "-o", "x.json", "--new", "1,x"], "'x' is not a whole number"),
+    ],
+)
+def test_bad_input_makes_one_line(tmp_path, capsys, arguments, message):
+    few = [{"m": "E", "ext": [600 + n], "pre": [0], "g": 20 + n} for n in range(9)] + [
+        {"m": "D", "bs": 1, "kv": 9, "g": 5}
+    ]
+    files = {
+        "none": str(tmp_path / "none"),
+        "text": write(tmp_path / "text.jsonl", [{"m": "D", "g": 1}, {"x": 1}]),
+        "empty": write(tmp_path / "empty.jsonl", [{"m": "D"}]),
+        "few": write(tmp_path / "few.jsonl", few),
+        "cut": str(tmp_path / "cut.gz"),
+    }
+    (tmp_path / "cut.gz").write_bytes(gzip.compress(b"x" * 1000)[:20])
+    with pytest.raises(SystemExit) as ended:
+        command.main(["calibrate", *(argument.format(**files) for argument in arguments)])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("python -m sim calibrate: error: ")
+    assert message in said
+
+
+def test_the_projects_profile_is_what_the_recorded_calibration_gives(tmp_path):
+    folder = recording("calibration")
+    out = tmp_path / "h200.json"
+    steps, probes = folder / "steps_p16.jsonl.gz", folder / "requests_p16.jsonl.gz"
+    assert command.main(["calibrate", str(steps), "--requests", str(probes), "-o", str(out)]) == 0
+    ours, again = profile.load(profile.DEFAULT), profile.load(out)
+    assert again.fit == ours.fit
+    for name in StepTiming.__dataclass_fields__:
+        assert getattr(again.timing, name) == pytest.approx(getattr(ours.timing, name), rel=2e-3), name
+
+
+def test_too_few_rows_are_an_error_not_a_fit():
+    with pytest.raises(UsageError, match="2 rows are too few to fit 3 numbers to"):
+        non_negative(np.ones((2, 3)), np.ones(2), "rows")
