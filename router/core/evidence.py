@@ -86,4 +86,4 @@ class BeliefEvidence:
         )
 
     def __repr__(self) -> str:
-        return f"BeliefEvidence({len(self._columns)} slots)"
+        return f"BeliefEvidence({self._columns.slots} slots)"

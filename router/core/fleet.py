@@ -113,7 +113,7 @@ class Fleet:
     @property
     def slots(self) -> int:
         """Slots ever used: the length of every column."""
-        return len(self.columns)
+        return self.columns.slots
 
     def add(
         self,

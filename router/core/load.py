@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
+from events.entry import entry
 from router.core import decision_kernels
 from router.core import pair_kernels as kernels
 from router.core.columns import Columns
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from router.core.request import Target
 
 
+_reference, _release = entry(kernels.reference), entry(kernels.release)
+_still_waiting = entry(decision_kernels.still_waiting)
 _EXPECTED_BLOCKS = 2048
 """Prompt blocks in flight for which there is room on each target from the start, so that no decision has to wait for it."""
 
@@ -130,7 +133,7 @@ class Bookings:
 
     def active_blocks(self, hashes: NDArray[np.uint64]) -> NDArray[np.int32]:
         """Leading blocks of a prompt that are part of a request in flight, per slot, int32 (slots,). O(targets · log blocks)."""
-        active = np.empty(len(self.columns), np.int32)
+        active = np.empty(self.columns.slots, np.int32)
         kernels.leading(self._pairs.slots, self._pairs.keys, hashes, active)
         return active
 
@@ -146,7 +149,8 @@ class Bookings:
         self._count(booking, 1)
         if booking.prefilling:
             self._count_prefill(booking, 1)
-        self.columns["decode_blocks"][booking.slot] += self._reference(booking)
+        if len(booking.hashes):
+            self._add("decode_blocks", booking.slot, self._reference(booking))
 
     def first_token(self, request_id: str) -> Booking | None:
         """The request's prefill is done: its tokens no longer wait. None: not booked, or said before. O(1)."""
@@ -157,7 +161,7 @@ class Bookings:
             self.repeated_first_tokens += 1
             return None
         self._count_prefill(booking, -1)
-        self.columns["progress"][booking.slot] += 1
+        self._add("progress", booking.slot, 1)
         booking.prefilling = False
         return booking
 
@@ -170,8 +174,8 @@ class Bookings:
         """The request has that many output tokens by now. O(1)."""
         booking = self._known(request_id)
         if booking is not None:
-            self.columns["context_tokens"][booking.slot] += output_tokens - booking.output_tokens
-            self.columns["progress"][booking.slot] += 1
+            self._add("context_tokens", booking.slot, output_tokens - booking.output_tokens)
+            self._add("progress", booking.slot, 1)
             booking.output_tokens = output_tokens
 
     def free(self, request_id: str) -> Booking | None:
@@ -184,7 +188,8 @@ class Bookings:
         self._count(booking, -1)
         if booking.prefilling:
             self._count_prefill(booking, -1)
-        self.columns["decode_blocks"][booking.slot] -= self._release(booking)
+        if len(booking.hashes):
+            self._add("decode_blocks", booking.slot, -self._release(booking))
         return booking
 
     def _known(self, request_id: str) -> Booking | None:
@@ -194,19 +199,21 @@ class Bookings:
         return booking
 
     def _count(self, booking: Booking, sign: int) -> None:
-        self.columns["active_requests"][booking.slot] += sign
-        self.columns["context_tokens"][booking.slot] += sign * (booking.prompt_tokens + booking.output_tokens)
+        self._add("active_requests", booking.slot, sign)
+        self._add("context_tokens", booking.slot, sign * (booking.prompt_tokens + booking.output_tokens))
 
     def _count_prefill(self, booking: Booking, sign: int) -> None:
-        self.columns["prefilling_requests"][booking.slot] += sign
-        self.columns["prefill_tokens"][booking.slot] += sign * booking.uncached_tokens
+        self._add("prefilling_requests", booking.slot, sign)
+        self._add("prefill_tokens", booking.slot, sign * booking.uncached_tokens)
+
+    def _add(self, name: str, slot: int, amount: int) -> None:
+        column = self.columns[name]
+        column[slot] = column.item(slot) + amount  # twice as fast as to add in place, which makes numpy's own numbers
 
     def _reference(self, booking: Booking) -> int:
         self._reserve(len(booking.hashes))
         pairs = self._pairs
-        new: int = kernels.reference(
-            pairs.slots, pairs.keys, pairs.counts, self._references, booking.slot, booking.hashes
-        )
+        new: int = _reference(pairs.slots, pairs.keys, pairs.counts, self._references, booking.slot, booking.hashes)
         return new
 
     def _reserve(self, blocks: int) -> None:
@@ -215,14 +222,12 @@ class Bookings:
 
     def _release(self, booking: Booking) -> int:
         pairs = self._pairs
-        gone: int = kernels.release(
-            pairs.slots, pairs.keys, pairs.counts, self._references, booking.slot, booking.hashes
-        )
+        gone: int = _release(pairs.slots, pairs.keys, pairs.counts, self._references, booking.slot, booking.hashes)
         return gone
 
     def _check(self) -> None:
         expected = Columns(**dict.fromkeys(_COLUMNS, np.int64))
-        expected.reserve(len(self.columns))
+        expected.reserve(self.columns.slots)
         references = Counter[tuple[int, int]]()
         assert self.elsewhere == sum(bool(booking.author) for booking in self._bookings.values())
         for booking in self._bookings.values():
@@ -301,5 +306,5 @@ class ReportedLoads:
         """
         waiting = np.empty(len(rates))
         columns = self._columns
-        decision_kernels.still_waiting(columns["waiting_tokens"], columns["received_at"], rates, now, waiting)
+        _still_waiting(columns["waiting_tokens"], columns["received_at"], rates, now, waiting)
         return waiting

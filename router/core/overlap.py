@@ -6,10 +6,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from events.entry import entry
 from router.core import decision_kernels as kernels
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+
+_uncached = entry(kernels.uncached)
 
 
 class Overlap(NamedTuple):
@@ -36,5 +40,5 @@ class Overlap(NamedTuple):
         An engine takes only whole pages from its cache, of `page_size` tokens: int64 (targets,), 0 where there is no target.
         """
         tokens = np.empty(len(page_size), np.int64)
-        kernels.uncached(*self, page_size, block_size, prompt_tokens, tokens)
+        _uncached(*self, page_size, block_size, prompt_tokens, tokens)
         return tokens

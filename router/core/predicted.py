@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from events.entry import entry
 from router.core import pair_kernels as kernels
 from router.core.pair_kernels import ANYONE, BLOCKS, ENTRY, NEWEST, NOBODY, OLDEST
 from router.core.pairs import PairTable, resized
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
 
 _EXPECTED_PREFIXES = 1 << 15
 """Room from the start: predictions come and go in bursts, and a table that shrank after each would have to grow again."""
+
+
+_predict, _drop_expired = entry(kernels.predict), entry(kernels.drop_expired)
+_drop_oldest, _drop_given = entry(kernels.drop_oldest), entry(kernels.drop_given)
 
 
 class PredictedStatistics(NamedTuple):
@@ -111,7 +116,7 @@ class PredictedPresence:
             return 0
         self._reserve(len(chain))
         made, expires_at = np.empty(len(chain), np.uint64), now + limits.ttl_seconds
-        new: int = kernels.predict(*self._arrays, target, chain, expires_at, author, made)
+        new: int = _predict(*self._arrays, target, chain, expires_at, author, made)
         self._due = min(self._due, expires_at)
         self._made += new
         if new:
@@ -181,20 +186,20 @@ class PredictedPresence:
 
     def _drop_expired(self, target: int, now: float) -> int:
         dropped = np.empty(self.held_blocks(target), np.uint64)
-        return self._discard(target, dropped, kernels.drop_expired(*self._arrays, target, now, dropped))
+        return self._discard(target, dropped, _drop_expired(*self._arrays, target, now, dropped))
 
     def _drop_oldest(self, target: int, capacity: int) -> int:
         excess = self.held_blocks(target) - capacity
         if excess <= 0:
             return 0
         dropped = np.empty(excess, np.uint64)
-        return self._discard(target, dropped, kernels.drop_oldest(*self._arrays, target, capacity, dropped))
+        return self._discard(target, dropped, _drop_oldest(*self._arrays, target, capacity, dropped))
 
     def _drop_given(self, target: int, hashes: NDArray[np.uint64], author: int) -> int:
         if not self.held_blocks(target):
             return 0
         dropped = np.empty(len(hashes), np.uint64)
-        return self._discard(target, dropped, kernels.drop_given(*self._arrays, target, hashes, author, dropped))
+        return self._discard(target, dropped, _drop_given(*self._arrays, target, hashes, author, dropped))
 
     def _discard(self, target: int, dropped: NDArray[np.uint64], count: int) -> int:
         if count:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from events.entry import entry
 from router.core import decision_kernels as kernels
 from router.core.columns import Columns
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
     from events.messages import WorkerLoad
 
+_rates = entry(kernels.rates)
 DEFAULT_TOKENS_PER_SECOND = 8000.0
 """Assumed until anything was observed: a mid-sized model on one GPU. It matters little: it is the same for all targets."""
 HALF_LIFE_TOKENS = 1048576.0
@@ -102,24 +104,25 @@ class PrefillRates:
             tokens, seconds = self._columns["tokens"], self._columns["seconds"]
             self._rates = np.empty(len(tokens))
             weights = (DEFAULT_WEIGHT_TOKENS, DEFAULT_TOKENS_PER_SECOND, PRIOR_TOKENS, SAME_KIND_FACTOR)
-            kernels.rates(tokens, seconds, *weights, self._rates)
+            _rates(tokens, seconds, *weights, self._rates)
         return self._rates
 
     def started(self, slot: int, now: float) -> None:
         """A request was booked: the target is busy from now on, if it was not."""
         busy_since = self._columns["busy_since"]
-        if math.isnan(busy_since[slot]):
+        if math.isnan(busy_since.item(slot)):
             busy_since[slot] = now
 
     def prefilled(self, slot: int, tokens: int, now: float, *, still_busy: bool) -> None:
         """A request got its first token, after `tokens` of it were prefilled; others may still wait for theirs."""
-        seconds = now - self._columns["busy_since"][slot]
-        pending_seconds = self._columns["pending_seconds"][slot]
+        columns = self._columns
+        seconds = now - columns["busy_since"].item(slot)
+        pending_seconds = columns["pending_seconds"].item(slot)
         if pending_seconds >= (PERIOD_SECONDS if seconds >= BATCH_SECONDS else LONGEST_PERIOD_SECONDS):
             self._close_period(slot)
-        self._columns["pending_tokens"][slot] += tokens
-        self._columns["pending_seconds"][slot] += seconds
-        self._columns["busy_since"][slot] = now if still_busy else math.nan
+        columns["pending_tokens"][slot] = columns["pending_tokens"].item(slot) + tokens
+        columns["pending_seconds"][slot] = columns["pending_seconds"].item(slot) + seconds
+        columns["busy_since"][slot] = now if still_busy else math.nan
         if not still_busy:
             self._close_period(slot)
 
@@ -180,4 +183,4 @@ class PrefillRates:
         assert np.isfinite(self._columns["pending_seconds"]).all()
 
     def __repr__(self) -> str:
-        return f"PrefillRates({len(self._columns)} slots, {self._samples} samples)"
+        return f"PrefillRates({self._columns.slots} slots, {self._samples} samples)"

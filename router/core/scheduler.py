@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from events.entry import entry
 from events.messages import BlocksRemoved, BlocksStored, CacheCleared, Tier, unpack_hashes
 from router.core import decision_kernels as kernels
 from router.core.chance import Chance
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 __all__ = ["NoTarget", "Placement", "RoutingRequest", "Scheduler", "SchedulerStatistics", "Target", "TargetState"]
 
 logger = logging.getLogger(__name__)
+
+_has_nan = entry(kernels.has_nan)
 
 _EXACT_SHARE = 16
 """Of a cache whose events come, that part is expected to be predicted at any time; of one without events, all of it."""
@@ -547,7 +550,7 @@ class Scheduler:
     def _score(self, request: RoutingRequest, fleet: FleetView, chance: Random) -> NDArray[np.float64]:
         policy = self._policy_for(request)
         scores = policy.score(fleet, request, chance)
-        if scores.shape != fleet.eligible.shape or kernels.has_nan(scores, fleet.eligible):
+        if scores.shape != fleet.eligible.shape or _has_nan(scores, fleet.eligible):
             raise ValueError(f"policy {policy.name!r} must score each eligible target with a number, not {scores!r}")
         return scores
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from events.entry import entry
 from router.core import decision_kernels as kernels
 from router.core.decision import NoTarget
 from router.core.fleet import PARTS
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from router.core.request import RoutingRequest
 
     Mask = NDArray[np.bool_]
+
+
+_available = entry(kernels.available)
+_PART_NUMBERS = {part: number for number, part in enumerate(PARTS)}
 
 
 class Filter(NamedTuple):
@@ -111,10 +116,8 @@ def eligible(fleet: Fleet, request: RoutingRequest) -> Mask:
     left = np.empty(fleet.slots, np.bool_)
     model = kernels.ANY_MODEL if request.model is None else fleet.model_number(request.model)
     columns = fleet.columns
-    part = PARTS.index(request.part)
-    count = kernels.available(
-        columns["present"], columns["available"], columns["model"], model, columns["part"], part, left
-    )
+    part = _PART_NUMBERS[request.part]
+    count = _available(columns["present"], columns["available"], columns["model"], model, columns["part"], part, left)
     if request.pinned or request.excluded:
         for rule in FILTERS:
             if rule.applies(request):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from events.entry import entry
 from router.core import decision_kernels as kernels
 
 if TYPE_CHECKING:
@@ -15,14 +16,17 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+_lowest = entry(kernels.lowest)
+
+
 def lowest(scores: NDArray[np.float64], eligible: NDArray[np.bool_], chance: Random, tolerance: float = 0.0) -> int:
     """The slot with the lowest score among the eligible ones; ties are broken by chance, all alike.
 
     Scores up to `tolerance` (a fraction) above the lowest count as ties. At least one slot must be eligible. O(slots).
     """
     ties = np.empty(len(scores), np.int64)
-    count = kernels.lowest(scores, eligible, tolerance, ties)
-    return int(ties[chance.randrange(count) if count > 1 else 0])
+    count = _lowest(scores, eligible, tolerance, ties)
+    return ties.item(int(count * chance.random()) if count > 1 else 0)
 
 
 def softmax(scores: NDArray[np.float64], eligible: NDArray[np.bool_], chance: Random, temperature: float) -> int:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from events.entry import entry
 from router.core import decision_kernels as kernels
 from router.core.policy import Policy
 from router.core.request import Part
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from router.core.fleet import FleetView
     from router.core.request import RoutingRequest
 
+_warm = entry(kernels.warm)
 WORK_WEIGHT = 3.0
 """A token that is prefilled again counts for itself, for those that queue behind it, and for what it pushes out of the caches."""
 STALL_WEIGHT = 1 / 50
@@ -41,7 +43,7 @@ class Warm(Policy):
         """
         decodes = request.part is not Part.PREFILL
         scores = np.empty(len(fleet.eligible))
-        kernels.warm(
+        _warm(
             fleet.uncached_tokens,
             fleet.overlap.host_blocks,
             fleet.overlap.disk_blocks,

@@ -52,7 +52,7 @@ def test_columns_keep_their_rows_as_they_grow() -> None:
     columns.reset(5)
     assert columns["tokens"][5] == 0
     columns.reserve(3)
-    assert len(columns) == 100
+    assert columns.slots == 100
     with pytest.raises(KeyError):
         columns["wrong"]
     assert repr(columns) == "Columns(tokens, seconds; 100 slots)"
