@@ -298,13 +298,15 @@ class ReportedLoads:
         sources = self._last.get(slot)
         return max(sources.values(), key=lambda reported: reported.received_at) if sources else None
 
-    def prefill_tokens(self, rates: NDArray[np.float64], now: float) -> NDArray[np.float64]:
+    def prefill_tokens(
+        self, rates: NDArray[np.float64], now: float, out: NDArray[np.float64] | None = None
+    ) -> NDArray[np.float64]:
         """Uncached tokens that still wait in each engine's queue: what it reported, less what it has prefilled since at its rate.
 
         So an old report fades by itself, and counts no more once it has expired. 0 where the engine did not say: this is a lower
-        bound, not a load. float64 (slots,).
+        bound, not a load. float64 (slots,); in `out`, if given.
         """
-        waiting = np.empty(len(rates))
+        waiting = np.empty(len(rates)) if out is None else out
         columns = self._columns
         _still_waiting(columns["waiting_tokens"], columns["received_at"], rates, now, waiting)
         return waiting

@@ -34,11 +34,13 @@ class Overlap(NamedTuple):
         total: NDArray[np.int32] = self.device_blocks + self.host_blocks + self.disk_blocks + self.predicted_blocks
         return total
 
-    def uncached_tokens(self, prompt_tokens: int, block_size: int, page_size: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Tokens of the prompt to be prefilled, at least 1, int64 (targets,).
+    def uncached_tokens(
+        self, prompt_tokens: int, block_size: int, page_size: NDArray[np.int64], out: NDArray[np.int64] | None = None
+    ) -> NDArray[np.int64]:
+        """Tokens of the prompt to be prefilled, at least 1, int64 (targets,); in `out`, if given.
 
         An engine takes only whole pages from its cache, of `page_size` tokens: int64 (targets,), 0 where there is no target.
         """
-        tokens = np.empty(len(page_size), np.int64)
+        tokens = np.empty(len(page_size), np.int64) if out is None else out
         _uncached(*self, page_size, block_size, prompt_tokens, tokens)
         return tokens

@@ -74,7 +74,8 @@ class PrefillRates:
         )
         self._engine: dict[int, _EngineTotals] = {}
         self._told: set[int] = set()
-        self._rates: NDArray[np.float64] | None = None
+        self._rates: NDArray[np.float64] = np.empty(0)
+        self._stale = False
         self._learned: bool | None = None
         self._samples = self._engine_samples = self._ignored_samples = 0
 
@@ -89,7 +90,7 @@ class PrefillRates:
         self._columns["busy_since"][slot] = math.nan
         self._engine.pop(slot, None)
         self._told.discard(slot)
-        self._rates = self._learned = None
+        self._learned, self._stale = None, True
 
     @property
     def learned(self) -> bool:
@@ -99,10 +100,14 @@ class PrefillRates:
         return self._learned
 
     def rates(self) -> NDArray[np.float64]:
-        """Tokens per second, float64 (slots,), always positive. O(targets), O(1) while nothing is learned."""
-        if self._rates is None:
+        """Tokens per second, float64 (slots,), always positive; the same array as long as no target is added. O(targets), O(1)
+        while nothing is learned.
+        """
+        if self._stale:
+            self._stale = False
             tokens, seconds = self._columns["tokens"], self._columns["seconds"]
-            self._rates = np.empty(len(tokens))
+            if len(self._rates) != len(tokens):
+                self._rates = np.empty(len(tokens))
             weights = (DEFAULT_WEIGHT_TOKENS, DEFAULT_TOKENS_PER_SECOND, PRIOR_TOKENS, SAME_KIND_FACTOR)
             _rates(tokens, seconds, *weights, self._rates)
         return self._rates
@@ -159,7 +164,7 @@ class PrefillRates:
         if slot not in self._told and seconds > 0:
             self._told.add(slot)  # from now on only its own totals count
             self._columns["tokens"][slot] = self._columns["seconds"][slot] = 0.0
-            self._rates = self._learned = None
+            self._learned, self._stale = None, True
         self._engine_samples += self._learn(slot, tokens, seconds)
 
     def _learn(self, slot: int, tokens: float, seconds: float) -> bool:
@@ -173,7 +178,7 @@ class PrefillRates:
         for name, amount in (("tokens", tokens), ("seconds", seconds)):
             column = self._columns[name]
             column[slot] = column[slot] * fading + amount
-        self._rates = self._learned = None
+        self._learned, self._stale = None, True
         self._samples += 1
         return True
 

@@ -29,9 +29,9 @@ class Target(NamedTuple):
         return f"{self.worker_id}/{self.rank}"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class RoutingRequest:
-    """A request, as far as its placement depends on it."""
+    """A request, as far as its placement depends on it; not to be changed, though it is not frozen: that would cost a microsecond."""
 
     request_id: str
     """Unique among the requests in flight."""

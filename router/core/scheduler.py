@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from events.blocks import NO_HASHES
 from events.entry import entry
 from events.messages import BlocksRemoved, BlocksStored, CacheCleared, Tier, unpack_hashes
 from router.core import decision_kernels as kernels
@@ -167,6 +167,8 @@ class Scheduler:
         self._index = PrefixIndex(max_index_blocks)
         self._predicted = PredictedPresence()
         self._matcher = self._index.matcher(0, self._predicted.table)
+        self._seen: FleetView | None = None
+        self._asked: NDArray[np.uint64] = NO_HASHES
         self._bookings = Bookings()
         self._reported = ReportedLoads()
         self._rates = PrefillRates()
@@ -213,6 +215,7 @@ class Scheduler:
             caches=caches,
         )
         self._matcher = self._index.matcher(self._fleet.slots, self._predicted.table)
+        self._seen = None
         expected_blocks = len(self._fleet) * (capacity_blocks // _EXACT_SHARE if exact else capacity_blocks)
         self._predicted.add_target(
             slot, self._ttl_seconds[exact], capacity_blocks, min(expected_blocks, _MOST_EXPECTED)
@@ -338,7 +341,8 @@ class Scheduler:
         if request.request_id in self._bookings:
             raise ValueError(f"request {request.request_id!r} is booked already")
         overlap = self._match(request, now)
-        fleet = self._view(request, overlap, filters.eligible(self._fleet, request), now)
+        fleet = self._view(request, overlap, now)
+        filters.eligible(self._fleet, request, fleet.eligible)
         chance = self._chance.of(self._placements)
         scores = self._score(request, fleet, chance)
         slot = self._policy_for(request).pick(scores, fleet.eligible, chance)
@@ -360,17 +364,16 @@ class Scheduler:
         :raises ValueError: as `place`, except that the request may be booked.
         """
         overlap = self._match(request, now)
+        fleet = self._view(request, overlap, now)
         try:
-            eligible = filters.eligible(self._fleet, request)
+            filters.eligible(self._fleet, request, fleet.eligible)
         except NoTarget as none:
-            fleet = self._view(request, overlap, np.zeros(self._fleet.slots, np.bool_), now)
             name = self._policy_for(request).name
             return Decision(request.request_id, name, self._candidates(request, fleet), None, str(none))
-        fleet = self._view(request, overlap, eligible, now)
         chance = self._chance.of(self._placements)
         scores = self._score(request, fleet, chance)
         policy = self._policy_for(request)
-        slot = policy.pick(scores, eligible, chance)
+        slot = policy.pick(scores, fleet.eligible, chance)
         candidates = self._candidates(request, fleet, scores, slot)
         return Decision(request.request_id, policy.name, candidates, self._fleet.target(slot), None)
 
@@ -524,17 +527,28 @@ class Scheduler:
         self._predicted.expire(now)
         return self._matcher(as_hashes(request.hashes))
 
-    def _view(self, request: RoutingRequest, overlap: Overlap, eligible: NDArray[np.bool_], now: float) -> FleetView:
-        static, booked, rates = self._fleet.columns, self._bookings.columns, self._rates.rates()
+    def _view(self, request: RoutingRequest, overlap: Overlap, now: float) -> FleetView:
+        """What a policy sees: the same arrays each time, brought up to date. `eligible` is for the filters to write."""
+        rates, page_size = self._rates.rates(), self._fleet.columns["page_size"]
+        view = self._seen
+        if view is None or view.prefill_rate is not rates:
+            view = self._seen = self._new_view(overlap, rates)
+        overlap.uncached_tokens(request.prompt_tokens, self._block_size, page_size, view.uncached_tokens)
+        self._reported.prefill_tokens(rates, now, view.reported_prefill_tokens)
+        self._asked = request.hashes
+        return view
+
+    def _new_view(self, overlap: Overlap, rates: NDArray[np.float64]) -> FleetView:
+        static, booked, slots = self._fleet.columns, self._bookings.columns, self._fleet.slots
         return FleetView(
             block_size=self._block_size,
-            eligible=eligible,
+            eligible=np.zeros(slots, np.bool_),
             overlap=overlap,
-            active_blocks=partial(self._bookings.active_blocks, request.hashes),
+            active_blocks=lambda: self._bookings.active_blocks(self._asked),
             held_blocks=self._held_blocks,
-            uncached_tokens=overlap.uncached_tokens(request.prompt_tokens, self._block_size, static["page_size"]),
+            uncached_tokens=np.empty(slots, np.int64),
             prefill_tokens=booked["prefill_tokens"],
-            reported_prefill_tokens=self._reported.prefill_tokens(rates, now),
+            reported_prefill_tokens=np.empty(slots),
             active_requests=booked["active_requests"],
             decode_blocks=booked["decode_blocks"],
             context_tokens=booked["context_tokens"],

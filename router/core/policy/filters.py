@@ -107,13 +107,13 @@ FILTERS = (
 )
 
 
-def eligible(fleet: Fleet, request: RoutingRequest) -> Mask:
-    """The targets that pass all filters, bool (slots,), at least one. O(slots).
+def eligible(fleet: Fleet, request: RoutingRequest, out: Mask | None = None) -> Mask:
+    """The targets that pass all filters, bool (slots,), at least one; in `out`, if given. O(slots).
 
     :raises NoTarget: there is none; its reason is "no worker" or the `emptied` of the filter that took out the last.
     """
     # What every request asks for in one pass; the rules for the few that ask for more after that.
-    left = np.empty(fleet.slots, np.bool_)
+    left = np.empty(fleet.slots, np.bool_) if out is None else out
     model = kernels.ANY_MODEL if request.model is None else fleet.model_number(request.model)
     columns = fleet.columns
     part = _PART_NUMBERS[request.part]
