@@ -1,7 +1,9 @@
 """Fitting: known coefficients come back, from step logs and from a live fake worker; bad input is told by name."""
 
+import asyncio
 import gzip
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,8 +15,8 @@ from sim import __main__ as command
 from sim.calibrate.client import Answer
 from sim.calibrate.command import calibrate
 from sim.calibrate.fit import non_negative, quality
-from sim.calibrate.live import Plan, together
-from sim.engine import StepTiming
+from sim.calibrate.live import Measurement, Plan, fit_live, together
+from sim.engine import Engine, EngineConfig, FrontDoor, Request, StepTiming
 from sim.engine.timing import profile
 from sim.worker import FakeWorker, WorkerConfig
 from tests.sim.captures import recording
@@ -127,49 +129,76 @@ def test_what_decodes_together_is_measured_while_all_do():
     assert together([first, late]) == (2, 150 + 4 + 2, 1.0)
 
 
-async def test_a_live_worker_gives_its_model_back():
-    timing = StepTiming(
-        prefill_floor_seconds=0.02,
-        prefill_base_seconds=0.01,
-        prefill_token_seconds=1e-4,
-        prefill_pair_seconds=2e-8,
-        prefill_sequence_seconds=0,
-        prefill_context_seconds=0,
-        prefill_graph_tokens=512,
-        decode_base_seconds=0.01,
-        decode_sequence_seconds=2e-3,
-        decode_kv_token_seconds=4e-6,
-        request_base_seconds=0.03,
-        request_token_seconds=0,
-    )
-    config = WorkerConfig(
-        timing=timing, chunked_prefill_size=512, max_total_tokens=40_000, context_length=8192, kv_events_port=0
-    )
+class VirtualClient:
+    """A server in virtual time: an engine behind its front door."""
+
+    def __init__(self, timing, **config):
+        self.engine = Engine(EngineConfig(timing=timing, overlap_schedule=True, context_length=65_536, **config))
+        self.door = FrontDoor(timing)
+        self.now, self.coming, self.answers = 0.0, [], {}
+
+    async def generate(self, prompt, max_new_tokens):
+        rid = str(len(self.answers))
+        self.answers[rid] = Answer(len(prompt), 0, self.now, [])
+        request = Request(rid, np.array(prompt, np.uint32), max_new_tokens, ignore_eos=True)
+        self.coming.append((self.door.arrival(self.now, len(prompt)), request))
+        await asyncio.sleep(0)  # until all that are sent together are here
+        while self.coming or self.engine.busy:
+            self.step()
+        return self.answers[rid]
+
+    def step(self):
+        if not self.engine.busy:
+            self.now = max(self.now, self.coming[0][0])
+        while self.coming and self.coming[0][0] <= self.now:
+            self.engine.submit(self.coming.pop(0)[1], self.now)
+        step = self.engine.step(self.now)
+        self.now += step.duration_seconds
+        for output in step.outputs:
+            answer = self.answers[output.rid]
+            answer.token_times.append(self.now)
+            self.answers[output.rid] = answer._replace(cached_tokens=output.cached_tokens)
+
+
+async def test_a_server_gives_its_model_back():
+    timing = replace(KNOWN, prefill_sequence_seconds=0.0, prefill_graph_tokens=512)
     plan = Plan(
-        new_tokens=(16, 512, 768, 1024, 2048),
-        cached_tokens=(0, 1024),
-        batches=(1, 6),
+        new_tokens=(16, 512, 700, 1024, 2048, 4096),
+        cached_tokens=(0, 512, 2048),
+        batches=(1, 4, 8),
         contexts=(256, 1024),
-        decode_tokens=16,
-        repeats=2,
+        repeats=1,
         chunk_tokens=512,
         graph_tokens=512,
     )
+    measurement = Measurement(VirtualClient(timing, chunked_prefill_tokens=512), plan, lambda _line: None)
+    probes = await measurement.probes()
+    assert sorted({probe.cached_tokens for probe in probes}) == [0, 512, 2048]
+    fitted, fit = fit_live(probes, await measurement.series(), plan)
+    for name in StepTiming.__dataclass_fields__:
+        assert getattr(fitted, name) == pytest.approx(getattr(timing, name), rel=0.02), name
+    assert fit["ttft"]["mape_percent"] < 0.1
+    assert fit["decode"]["mape_percent"] < 0.5
+
+
+async def test_a_live_worker_is_measured():
+    """The same over HTTP; how long it takes depends on who else is on this machine."""
+    config = WorkerConfig(max_total_tokens=20_000, context_length=8192, kv_events_port=0, page_size=16)
+    plan = Plan(
+        new_tokens=(16, 512, 1024, 2048),
+        cached_tokens=(0, 512),
+        batches=(1, 4),
+        contexts=(64, 256),
+        decode_tokens=8,
+        repeats=1,
+    )
     said = []
     async with FakeWorker(config) as worker:
-        fitted, fit = await calibrate(worker.url, plan, said.append)
-    assert len(said) == 10 + 4
-    for new, prefix in ((512, 0), (512, 1024), (512, 3000)):
-        expected = timing.prefill_seconds([new], [prefix])
-        assert fitted.prefill_seconds([new], [prefix]) == pytest.approx(expected, rel=0.15)
-    for batch, tokens in ((1, 300), (4, 3000), (8, 9000)):
-        expected = timing.decode_seconds(batch, tokens, 1)
-        assert fitted.decode_seconds(batch, tokens, 1) == pytest.approx(expected, rel=0.15)
-    # A short prompt's time: how much of it is the floor is known less well than the sum.
-    expected = timing.request_seconds(16) + timing.prefill_seconds([16], [0])
-    assert fitted.request_seconds(16) + fitted.prefill_seconds([16], [0]) == pytest.approx(expected, rel=0.15)
-    assert fitted.request_seconds(16) == pytest.approx(timing.request_seconds(16), rel=0.5)
-    assert fit["ttft"]["mape_percent"] < 8
+        timing, fit = await calibrate(worker.url, plan, said.append)
+    assert len(said) == 8 + 4
+    assert (fit["ttft"]["rows"], fit["decode"]["rows"]) == (8, 4)
+    assert timing.prefill_seconds([2048], [0]) > 0
+    assert timing.decode_seconds(4, 1000, 1) > 0
 
 
 @pytest.mark.parametrize(
