@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 BENCH := .venv/.bench-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test lint format chaos chaos-short chaos-long test-engine bench bench-core bench-http bench-live bench-recovery clean
+.PHONY: help demo up test lint format chaos chaos-short chaos-long test-engine bench bench-core bench-http bench-live bench-recovery bench-soak clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -63,6 +63,9 @@ bench-core: $(BENCH) ## index, hashes, decision, events, tokens; TRACE=FILE adds
 
 bench-http: $(BENCH) ## bytes, against sglang-router, smg and vllm-router; needs cc and wrk
 	$(BIN)/python -m benchmarks.http --json benchmarks/results/http.json
+
+bench-soak: $(STAMP) ## 2 million unique prompts through mirror and index: memory stays flat (minutes)
+	$(BIN)/python -m benchmarks.soak --json benchmarks/results/soak.json
 
 bench-recovery: $(STAMP) ## a router that starts, in step with 2 million blocks: from the broker's history, from the adapters
 	$(BIN)/python -m benchmarks.recovery --json benchmarks/results/recovery.json

@@ -300,7 +300,7 @@ class EventFeed:
             source, distrusted = next(sources), rank.distrusted
             try:
                 async with self._fetching:
-                    snapshot = await source.fetch(target)
+                    snapshot = await source.fetch(target, rank.stream.epoch)
                 if rank.distrusted == distrusted:
                     self._restore(target, rank, snapshot, source.name)
             except (BusError, SnapshotError, ValueError) as error:  # msgspec's errors are ValueErrors

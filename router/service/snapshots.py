@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from events import messages, subjects
 from events.messages import SnapshotChunk, SnapshotRequest
-from events.snapshot import assemble
+from events.snapshot import SnapshotError, assemble
 
 if TYPE_CHECKING:
     from events.bus import Bus
@@ -22,8 +22,8 @@ class SnapshotSource(Protocol):
     def name(self) -> str:
         """The label in metrics and logs."""
 
-    async def fetch(self, target: Target) -> Snapshot:
-        """What a rank holds, as late as the source knows.
+    async def fetch(self, target: Target, epoch: int | None) -> Snapshot:
+        """What a rank holds, as late as the source knows; `epoch` is the life that is wanted, None: any.
 
         :raises BusError: it cannot be reached.
         :raises SnapshotError: it knows nothing whole.
@@ -43,8 +43,8 @@ class AdapterSnapshots:
     def __repr__(self) -> str:
         return f"AdapterSnapshots({self._namespace!r})"
 
-    async def fetch(self, target: Target) -> Snapshot:
-        """One rank's adapter is asked.
+    async def fetch(self, target: Target, epoch: int | None) -> Snapshot:
+        """One rank's adapter is asked: it knows best which life it is.
 
         :raises NoResponder: nobody answers.
         :raises SnapshotError: the answer is no whole snapshot.
@@ -67,10 +67,14 @@ class HistorySnapshots:
     def __repr__(self) -> str:
         return f"HistorySnapshots({self._history!r})"
 
-    async def fetch(self, target: Target) -> Snapshot:
+    async def fetch(self, target: Target, epoch: int | None) -> Snapshot:
         """The rank's latest checkpoint and the events since.
 
         :raises BusError: the logs cannot be read.
-        :raises SnapshotError: no whole checkpoint is kept, or it is of an earlier life.
+        :raises SnapshotError: no whole checkpoint is kept, or it is of another life. (A later one, too: clocks jump, and what was
+            kept need not be the worker that registered last.)
         """
-        return await self._history.recall(target.worker_id, target.rank)
+        snapshot = await self._history.recall(target.worker_id, target.rank)
+        if epoch is not None and snapshot.epoch != epoch:
+            raise SnapshotError(f"{target}: its checkpoint is of epoch {snapshot.epoch}, not {epoch}")
+        return snapshot

@@ -20,6 +20,7 @@ from router.metrics import Metrics
 from router.service import feed as feed_module
 from router.service.event_collector import EventCollector
 from router.service.feed import EventFeed
+from router.service.snapshots import HistorySnapshots
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
@@ -341,7 +342,7 @@ class Source:
         self.answers = list(answers)
         self.asked = 0
 
-    async def fetch(self, target: Target) -> Snapshot:
+    async def fetch(self, target: Target, epoch: int | None) -> Snapshot:
         self.asked += 1
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         if isinstance(answer, Exception):
@@ -376,6 +377,20 @@ async def test_a_history_that_does_not_suffice_is_followed_by_the_adapter(eventu
         await eventually(site.in_step)
         assert (site.believed([1, 2, 3, 4]), site.believed([99])) == (4, 0)
         assert site.adapter.snapshots == 1
+
+
+@pytest.mark.parametrize("kept", [1, 3], ids=["earlier", "later"])
+async def test_a_history_of_another_life_is_passed_over(kept: int) -> None:
+    """A later one as well: the worker's clock may have jumped back."""
+
+    class Kept:
+        async def recall(self, worker_id: str, rank: int) -> Snapshot:
+            return Snapshot(worker_id, rank, kept, 0, [])
+
+    source = HistorySnapshots(Kept())
+    with pytest.raises(SnapshotError, match=f"of epoch {kept}, not 2"):
+        await source.fetch(TARGET, 2)
+    assert (await source.fetch(TARGET, None)).epoch == kept
 
 
 async def test_a_snapshot_asked_for_before_the_latest_doubt_is_worth_nothing(eventually) -> None:
