@@ -8,6 +8,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import numpy as np
 
 from sim.report.html.axis import clock_text, number_text, seconds_text
 from sim.report.html.chart import COLOURS
@@ -18,7 +19,6 @@ from sim.report.html.scoreboard import scoreboard
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from sim.replay.outcome import Outcome
@@ -70,7 +70,7 @@ def _common_settings(report: Report) -> Iterator[str]:
     """The settings that all outcomes have in common, as far as they say something."""
     if not report.outcomes:
         return
-    first = report.outcomes[0].settings
+    first = {name: value for name, value in report.outcomes[0].settings.items() if name != "trace"}
     for name, value in first.items():
         alike = all(outcome.settings.get(name) == value for outcome in report.outcomes)
         words = name.replace("_", " ")
@@ -105,12 +105,12 @@ def _per_worker(
     unit: str,
     values: Callable[[Outcome, Windows], NDArray[np.float64]],
 ) -> str:
-    """One image per policy, on one scale."""
-    arrays = [values(outcome, windows).T for outcome in report.outcomes]
+    """One image per policy, on one scale: by the square root, so that few busy workers do not hide the others."""
+    arrays = [np.sqrt(values(outcome, windows).T) for outcome in report.outcomes]
     most = max((float(array.max(initial=0.0)) for array in arrays), default=0.0)
     pairs = enumerate(zip(arrays, report.labels, strict=True))
     images = "".join(_image(array, most, number, label) for number, (array, label) in pairs)
-    end, full = clock_text(math.ceil(windows.edges[-1])), number_text(most)
+    end, full = clock_text(math.ceil(windows.edges[-1])), number_text(most * most)
     about = f"A row is a worker; time runs to the right, until {end}; full colour is {full} {unit}."
     return f'<section class=wide id="{name}"><h2>{title}</h2><p>{about}</p><div class=heats>{images}</div></section>'
 

@@ -98,6 +98,8 @@ def _goodput(report: Report) -> Chart:
             x = np.quantile(seconds, _SHARES)
             kept = np.searchsorted(seconds, x, side="right") / figures.duration_seconds
             series.append(Series(label, np.maximum(x, 1e-6), kept, number))
+    longest = max((one.x[-1] for one in series), default=0.0)
+    series = [one._replace(x=np.append(one.x, longest), y=np.append(one.y, one.y[-1])) for one in series]
     rates = [one.requests / one.duration_seconds for one in report.figures if one.duration_seconds]
     return Chart(
         name="goodput",

@@ -6,7 +6,7 @@ import math
 from html import escape
 from typing import TYPE_CHECKING, NamedTuple
 
-from sim.report.html.axis import percent_text, seconds_text
+from sim.report.html.axis import seconds_text
 from sim.report.html.chart import COLOURS
 
 if TYPE_CHECKING:
@@ -29,6 +29,10 @@ def _plain(value: float) -> str:
     return f"{value:,.2f}"
 
 
+def _percent(value: float) -> str:
+    return f"{value * 100:.1f} %"
+
+
 def _whole(value: float) -> str:
     return f"{value:,.0f}"
 
@@ -42,17 +46,17 @@ ROWS = (
     Row("p99", lambda one: one.itl_seconds.p99, seconds_text),
     Row("End-to-end, mean", lambda one: one.e2e_seconds.mean, seconds_text),
     Row("p99", lambda one: one.e2e_seconds.p99, seconds_text),
-    Row("Cache hit ratio", lambda one: one.cached_token_ratio, percent_text, less_is_better=False),
+    Row("Cache hit ratio", lambda one: one.cached_token_ratio, _percent, less_is_better=False),
     Row(
         "of the pooled bound",
         lambda one: _by(one.cached_token_ratio, one.pooled_bound_ratio),
-        percent_text,
+        _percent,
         less_is_better=False,
     ),
-    Row("Regret", lambda one: one.regret_token_ratio, percent_text),
-    Row("Goodput", lambda one: one.goodput.ratio, percent_text, less_is_better=False),
+    Row("Regret", lambda one: one.regret_token_ratio, _percent),
+    Row("Goodput", lambda one: one.goodput.ratio, _percent, less_is_better=False),
     Row("Imbalance", lambda one: one.imbalance, _plain),
-    Row("Workers in prefill", lambda one: one.busy_prefill_ratio, percent_text, None),
+    Row("Workers in prefill", lambda one: one.busy_prefill_ratio, _percent, None),
     Row("Failed requests", lambda one: float(one.failed), _whole),
     Row("CPU time of the replay", lambda one: one.cpu_seconds, seconds_text, None),
 )
