@@ -66,6 +66,8 @@ class RouterConfig:
     text_mode: bool = False
     policy: str = "warm"
     policy_options: dict[str, float] = field(default_factory=dict)
+    decode_policy: str = "decode-load"
+    """For the decode side of pairs."""
     block_size: int = 64
     conditional_disagg: bool = True
     kv_events: bool = True
@@ -231,6 +233,12 @@ def _routing_options(group: argparse._ArgumentGroup) -> None:
         default=RouterConfig.policy,
         metavar="NAME",
         help="warm (default), linear, least-loaded, power-of-two, round-robin, random, or one of your own; see docs/policies.md",
+    )
+    group.add_argument(
+        "--decode-policy",
+        default=RouterConfig.decode_policy,
+        metavar="NAME",
+        help="of the decode side, where prefill and decode workers share requests out (default: decode-load)",
     )
     group.add_argument(
         "--policy-option",

@@ -139,7 +139,11 @@ class Answer:
         failed = error is not None or self._first is not None
         self._desk.scheduler.free(self._request.request_id, self._desk.clock(), failed=failed)
         if not self._complete and (error is None or isinstance(error, EngineTimeout)):
-            self._desk.metrics.aborts.labels(error.kind if error is not None else "left").inc()
+            self._given_up(error)
+
+    def _given_up(self, error: EngineError | None) -> None:
+        """The connection was closed before the answer's end, which tells the engine."""
+        self._desk.metrics.aborts.labels(error.kind if error is not None else "left").inc()
 
     def _body(self) -> bytes:
         """What is sent: as it came, but for the rank where its route reads it there."""

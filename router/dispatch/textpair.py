@@ -83,6 +83,9 @@ class PairAnswer(Answer):
         if booked and not self._complete:
             self._abandon(self._url, error, None if error is self._prefill_error else error)
 
+    def _given_up(self, error: EngineError | None) -> None:
+        """See `_abandon`, which tells both engines."""
+
     def _abandon(self, url: str, error: EngineError | None, own: EngineError | None) -> None:
         if url and (own is None or isinstance(own, EngineTimeout)):
             base = url.removesuffix(self._request.path)

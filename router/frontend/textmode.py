@@ -13,10 +13,11 @@ import msgspec
 import numpy as np
 
 from router.core import NoTarget
+from router.core.policy.filters import NO_PART
 from router.dispatch.errors import EngineError
 from router.dispatch.request import PromptHashes, TextRequest
 from router.frontend import http as web
-from router.frontend.errors import ApiError, from_dispatch, internal, invalid
+from router.frontend.errors import ApiError, from_dispatch, internal, invalid, unsupported
 from router.frontend.known_prompts import KnownPrompts
 from router.frontend.middleware import REQUEST_ID_HEADER
 from router.frontend.models import NOBODY
@@ -42,6 +43,10 @@ WORKER_HEADER = "X-Warmpath-Worker"
 FORWARDED = ("Authorization", "traceparent", "tracestate")
 """Headers of the client's that the engine gets, beside the body's own and the request's id."""
 
+
+MANY_BY_PAIRS = (
+    "several answers, or several prompts, in one request need a worker that serves whole requests, and there is none"
+)
 
 ABSENT = msgspec.Raw(b"null")
 _MANY_PROMPTS = re.compile(rb"\s*\[\s*[\[\"]")
@@ -129,6 +134,8 @@ class TextMode:
             finally:
                 answer.close()
         except (EngineError, NoTarget) as error:
+            if isinstance(error, NoTarget) and error.reason == NO_PART and not request.divisible:
+                raise unsupported("n", MANY_BY_PAIRS) from error
             raise _reported(http.id, error) from error
         finally:
             self._metrics.requests_in_flight.dec()

@@ -103,7 +103,13 @@ class RouterService:
             self.tokenizer = _tokenizer(config)
             policy = create(config.policy, **config.policy_options)
             seed = secrets.randbits(32) if config.seed is None else config.seed
-            self.scheduler = Scheduler(policy, config.block_size, max_index_blocks=config.max_index_blocks, seed=seed)
+            self.scheduler = Scheduler(
+                policy,
+                config.block_size,
+                decode_policy=create(config.decode_policy),
+                max_index_blocks=config.max_index_blocks,
+                seed=seed,
+            )
             logger.info("--seed %d", seed)
             self.paths = Paths(self.scheduler, conditional=config.conditional_disagg)
         except ModelDirError as error:

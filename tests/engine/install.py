@@ -3,7 +3,8 @@
     python tests/engine/install.py          installs if needed and prints the interpreter to use
 
 SGLang publishes no CPU wheels of its own kernels, so its closure is installed package by package from
-`requirements.lock` (no dependency resolution), and `stubs/` stands in for the CUDA-only parts.
+`requirements.lock` (no dependency resolution), and `stubs/` stands in for the CUDA-only parts. What moves KV between servers is in
+`transfer.lock`.
 Home: $WARMPATH_ENGINE_HOME, else ${XDG_CACHE_HOME:-~/.cache}/warmpath/sglang-0.5.23-cpu (about 3 GB).
 Exit status: 0 installed; 3 this machine cannot run it (the last line on stderr says why); 1 the installation failed.
 """
@@ -19,6 +20,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 LOCK = HERE / "requirements.lock"
+TRANSFER_LOCK = HERE / "transfer.lock"
 STUBS = HERE / "stubs"
 # The first that the package index has: a CPU build is some GB smaller than the default one.
 TORCH = ("torch==2.13.0+cpu", "torch==2.13.0")
@@ -52,6 +54,12 @@ def installed() -> bool:
     """Whether the current lock file is what the cache holds."""
     stamp = home() / "installed"
     return interpreter().exists() and stamp.exists() and stamp.read_text() == fingerprint()
+
+
+def transfers() -> bool:
+    """Whether what moves KV between servers is there as well; it is added to an installation without making it anew."""
+    stamp = home() / "installed-transfer"
+    return installed() and stamp.exists() and stamp.read_text() == TRANSFER_LOCK.read_text()
 
 
 def fingerprint() -> str:
@@ -96,18 +104,27 @@ def install() -> None:
     say("ready")
 
 
+def install_transfer() -> None:
+    """Add what moves KV; raises RuntimeError with what failed."""
+    if not pip("--no-deps", "-r", str(TRANSFER_LOCK)):
+        raise RuntimeError(f"{TRANSFER_LOCK.name} could not be installed; see {home() / 'pip.log'}")
+    (home() / "installed-transfer").write_text(TRANSFER_LOCK.read_text())
+
+
 def main() -> int:
     """Install if needed; see the module's text for the exit status."""
     if reason := unsupported():
         print(reason, file=sys.stderr)
         return 3
     home().mkdir(parents=True, exist_ok=True)
-    if not installed():
-        try:
+    try:
+        if not installed():
             install()
-        except (RuntimeError, subprocess.CalledProcessError) as error:
-            print(f"installation failed: {error}", file=sys.stderr)
-            return 1
+        if not transfers():
+            install_transfer()
+    except (RuntimeError, subprocess.CalledProcessError) as error:
+        print(f"installation failed: {error}", file=sys.stderr)
+        return 1
     print(interpreter())
     return 0
 

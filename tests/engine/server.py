@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import socket
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import aiohttp
 
@@ -16,6 +16,7 @@ from sim import tinymodel
 from tests.engine.install import environment, interpreter
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
     from types import TracebackType
 
@@ -32,11 +33,57 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-class EngineServer:
-    """`async with EngineServer(folder) as engine: engine.url`."""
+def free_run(count: int) -> int:
+    """The first of so many ports in a row that nobody listens on now."""
+    while True:
+        first = free_ports(1)[0]
+        with contextlib.ExitStack() as held, contextlib.suppress(OSError, OverflowError):
+            for port in range(first, first + count):
+                held.enter_context(socket.create_server(("127.0.0.1", port)))
+            return first
 
-    def __init__(self, folder: Path, *, page_size: int = 16, pool_tokens: int = 4096, core: int = 0) -> None:
-        self.port, self.kv_port, self.replay_port = free_ports(3)
+
+TRANSFER = {"WARMPATH_ENGINE_TRANSFER": "1"}
+HOST_TIER = {"WARMPATH_ENGINE_HOST_TIER": "1"}
+
+
+def prefill_server(folder: Path, *options: str, core: int = 0, **settings: Any) -> EngineServer:
+    """A server that prefills, and sends KV over NIXL."""
+    port = free_ports(1)[0]
+    part = ("--disaggregation-mode", "prefill", "--disaggregation-bootstrap-port", str(port))
+    backend = ("--disaggregation-transfer-backend", "nixl")
+    return EngineServer(folder, *part, *backend, *options, core=core, variables=TRANSFER, **settings)
+
+
+def decode_server(folder: Path, *options: str, core: int = 0, **settings: Any) -> EngineServer:
+    """A server that receives KV over NIXL, and decodes."""
+    backend = ("--disaggregation-transfer-backend", "nixl")
+    part = ("--disaggregation-mode", "decode")
+    return EngineServer(folder, *part, *backend, *options, core=core, variables=TRANSFER, **settings)
+
+
+class EngineServer:
+    """`async with EngineServer(folder) as engine: engine.url`.
+
+    `options` go to SGLang as they are; `ranks` is how many of them it has (with `--dp-size`), `variables` the stubs it needs.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *options: str,
+        page_size: int = 16,
+        pool_tokens: int = 4096,
+        core: int = 0,
+        ranks: int = 1,
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
+        self.port = free_ports(1)[0]
+        self.kv_port = free_run(3 * ranks)
+        self.replay_port = self.kv_port + ranks
+        self._options = list(options)
+        self._ranks = ranks
+        self._variables = dict(variables or {})
         self.url = f"http://127.0.0.1:{self.port}"
         self.page_size = page_size
         self.pool_tokens = pool_tokens
@@ -60,11 +107,14 @@ class EngineServer:
             *("--page-size", str(self.page_size), "--max-total-tokens", str(self.pool_tokens)),
             *("--chunked-prefill-size", "512", "--decode-log-interval", "1"),
             *("--load-publish-endpoint", "auto", "--kv-events-config", json.dumps(events)),
+            *self._options,
         ]
 
     async def __aenter__(self) -> Self:
         # Cores are given out by hand: SGLang's own binding asserts on machines with few of them.
-        env = environment() | {"SGLANG_CPU_OMP_THREADS_BIND": str(self._core % (os.cpu_count() or 1))}
+        cores = os.cpu_count() or 1
+        binding = "|".join(str((self._core + rank) % cores) for rank in range(self._ranks))
+        env = environment() | {"SGLANG_CPU_OMP_THREADS_BIND": binding} | self._variables
         with self.log.open("wb") as log:
             self._child = await asyncio.create_subprocess_exec(
                 *self._command(),
@@ -98,6 +148,12 @@ class EngineServer:
                         if reply.status == 200:
                             return
                 await asyncio.sleep(0.2)
+
+    def kill(self) -> None:
+        """End it as a crash would."""
+        assert self._child is not None
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._child.pid, signal.SIGKILL)
 
     async def stop(self) -> None:
         """End the whole process group; idempotent."""

@@ -44,6 +44,9 @@ class Filter(NamedTuple):
     """What of the request was in the way."""
 
 
+NO_PART = "no worker for this part"
+
+
 def _serves_model(fleet: Fleet, request: RoutingRequest) -> Mask:
     mask: Mask = fleet.columns["model"] == fleet.model_number(request.model or "")
     return mask
@@ -78,7 +81,7 @@ FILTERS = (
     ),
     Filter(
         "does another part",
-        "no worker for this part",
+        NO_PART,
         applies=lambda _: True,
         passes=_does_part,
         detail=lambda request: request.part,
