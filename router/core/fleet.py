@@ -105,6 +105,7 @@ class Fleet:
         self._targets: dict[int, Target] = {}
         self._free: list[int] = []
         self._models: dict[str, int] = {}
+        self._of_part = dict.fromkeys(PARTS, 0)
 
     def __len__(self) -> int:
         """Targets that are there."""
@@ -136,6 +137,7 @@ class Fleet:
         slot = heapq.heappop(self._free) if self._free else self.slots
         self.columns.reserve(slot + 1)
         self._slots[target], self._targets[slot] = slot, target
+        self._of_part[part] += 1
         row = {
             "present": True,
             "available": True,
@@ -161,6 +163,7 @@ class Fleet:
         """
         slot = self._slots.pop(target)
         del self._targets[slot]
+        self._of_part[self.part(slot)] -= 1
         self.columns.reset(slot)
         heapq.heappush(self._free, slot)
         return slot
@@ -178,11 +181,12 @@ class Fleet:
 
     def part(self, slot: int) -> Part:
         """What a target does of a request."""
-        return PARTS[int(self.columns["part"][slot])]
+        number: int = self.columns["part"].item(slot)
+        return PARTS[number]
 
     def has(self, part: Part) -> bool:
-        """Whether any target does this part. O(slots)."""
-        return bool((self.columns["present"] & (self.columns["part"] == PARTS.index(part))).any())
+        """Whether any target does this part. O(1)."""
+        return self._of_part[part] > 0
 
     def items(self) -> list[tuple[int, Target]]:
         """Slots and their targets, in the order of slots."""
@@ -198,6 +202,8 @@ class Fleet:
 
     def _check(self) -> None:
         assert {slot: target for target, slot in self._slots.items()} == self._targets
+        parts = [self.part(slot) for slot in self._targets]
+        assert self._of_part == {part: parts.count(part) for part in PARTS}
         assert np.flatnonzero(self.columns["present"]).tolist() == sorted(self._targets)
         assert sorted([*self._targets, *self._free]) == list(range(self.slots))
 

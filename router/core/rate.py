@@ -172,13 +172,13 @@ class PrefillRates:
             self._ignored_samples += 1
             return False
         if self.learned:
-            expected = tokens / float(self.rates()[slot])
+            expected = tokens / self.rates().item(slot)
             seconds = min(max(seconds, expected / OUTLIER_FACTOR), expected * OUTLIER_FACTOR)
         fading = 0.5 ** (tokens / HALF_LIFE_TOKENS)
         for name, amount in (("tokens", tokens), ("seconds", seconds)):
             column = self._columns[name]
-            column[slot] = column[slot] * fading + amount
-        self._learned, self._stale = None, True
+            column[slot] = column.item(slot) * fading + amount
+        self._learned = self._stale = True
         self._samples += 1
         return True
 

@@ -31,7 +31,7 @@ class Target(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class RoutingRequest:
-    """A request, as far as its placement depends on it; not to be changed, though it is not frozen: that would cost a microsecond."""
+    """A request, as far as its placement depends on it. Not to be changed, though not frozen: that would cost a microsecond."""
 
     request_id: str
     """Unique among the requests in flight."""

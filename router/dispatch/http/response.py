@@ -81,6 +81,10 @@ class Response:
         :raises MalformedResponse: it is larger than `max_bytes`; the connection is closed.
         :raises HttpError: it will not come.
         """
+        if (
+            self.complete and len(self._chunks) == 1 and len(self._chunks[0]) <= max_bytes
+        ):  # as most are, once their head is here
+            return await self.read()
         pieces: list[bytes] = []
         size = 0
         async for data in self:

@@ -6,6 +6,9 @@ import time
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from http import HTTPStatus
+from typing import TypeVar, overload
+
+_Other = TypeVar("_Other")
 
 
 class Headers(Mapping[str, str]):
@@ -31,6 +34,17 @@ class Headers(Mapping[str, str]):
     def raw(self, name: bytes) -> bytes | None:
         """A field's value as it was sent; `name` in lower case. O(1)."""
         return self._values.get(name)
+
+    @overload
+    def get(self, key: str, /) -> str | None: ...
+
+    @overload
+    def get(self, key: str, /, default: str | _Other) -> str | _Other: ...
+
+    def get(self, key: str, /, default: str | _Other | None = None) -> str | _Other | None:
+        """A field's value; of one that is missing the default. O(1)."""
+        value = self._values.get(key.lower().encode("latin-1", "replace"))
+        return default if value is None else value.decode("latin-1")
 
     def __getitem__(self, name: str) -> str:
         return self._values[name.lower().encode("latin-1", "replace")].decode("latin-1")
