@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 BENCH := .venv/.bench-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test lint format chaos chaos-short chaos-long test-engine bench bench-core bench-http bench-live bench-recovery bench-soak clean
+.PHONY: help demo up test lint format validate chaos chaos-short chaos-long test-engine bench bench-core bench-http bench-live bench-recovery bench-soak clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -35,6 +35,9 @@ chaos-short: $(STAMP) ## the same in less than a minute
 
 chaos-long: $(STAMP) ## the same for an hour
 	$(BIN)/python -m tests.chaos --seconds 3600 --seed $(or $(SEED),1) --json .chaos.json
+
+validate: $(STAMP) ## RECORDINGS=DIR TRACES=DIR: the simulator against recorded fleets of real engines
+	$(BIN)/python -m sim validate $(wildcard $(RECORDINGS)/*/) --traces $(TRACES) --json benchmarks/results/validate.json
 
 test-engine: $(STAMP) ## the same truths against a real SGLang on the CPU (3 GB, installed once into the cache)
 	$(BIN)/python tests/engine/install.py
