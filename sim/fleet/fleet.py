@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from sim.engine.config import FIXED_LENGTHS_KNOWN, LEAVING_NOTICED_AT_ONCE
 from sim.fleet import kernels
 from sim.fleet.kernels import State
 
@@ -66,7 +67,8 @@ class EngineFleet:
             loads=np.zeros(0, kernels.LOAD),
             notices=np.zeros(_NOTICES, kernels.NOTICE),
             running=np.zeros((len(configs), running), np.int32),
-            batch=np.zeros(running + 1, np.int32),
+            steps=np.zeros(2 * len(configs), kernels.STEP),
+            flying=np.zeros((2 * len(configs), running + 1), np.int32),
             parameters=_as_rows([numbers for _, numbers in parameters]),
             counts=np.zeros(kernels.COUNTS, np.int64),
             gaps=np.zeros(kernels.GAP_BINS, np.int64),
@@ -206,6 +208,9 @@ class EngineFleet:
         engine["running_limit"], engine["log_interval"] = config.running_limit, config.decode_log_interval
         engine["load_interval"], engine["prefill_interval"] = config.load_interval, config.prefill_decode_interval
         engine["timing"], engine["root"] = timing, number
+        engine["knows_lengths"] = config.release >= FIXED_LENGTHS_KNOWN
+        engine["notices_at_once"] = config.release >= LEAVING_NOTICED_AT_ONCE
+        engine["overlaps"], engine["flight"] = config.overlap_schedule, kernels.NONE
         root["parent"], root["engine"] = kernels.NONE, number
         self._state.counts[kernels.NODE_TOP] += 1
         self._state.counts[kernels.NODES] += 1

@@ -29,6 +29,9 @@ ENGINE = np.dtype(
         ("log_interval", np.int64),
         ("load_interval", np.int64),
         ("prefill_interval", np.int64),
+        ("knows_lengths", np.int64),
+        ("notices_at_once", np.int64),
+        ("overlaps", np.int64),
         ("timing", np.int64),
         # memory
         ("free_tokens", np.int64),
@@ -53,7 +56,11 @@ ENGINE = np.dtype(
         ("waiting_tokens", np.int64),
         ("waiting_uncached_tokens", np.int64),
         ("full", np.int64),
+        ("left", np.int64),
+        ("passes", np.int64),
         ("asleep", np.int64),
+        ("flight", np.int64),
+        ("steady", np.int64),
         # time
         ("begin", np.float64),
         ("ratio", np.float64),
@@ -101,6 +108,7 @@ SEQUENCE = np.dtype(
         ("place", np.int8),
         ("aborted", np.int8),
         ("built", np.int8),
+        ("flies", np.int8),
         ("submitted_at", np.float64),
         ("queue_seconds", np.float64),
         ("first_token_seconds", np.float64),
@@ -111,6 +119,17 @@ SEQUENCE = np.dtype(
 )
 """A request in an engine. It holds KV memory for `held` tokens, of which the first `cached` are the cache's. A `built` one comes
 with its prompt's KV and first token from another engine, and leaves nothing in the cache."""
+STEP = np.dtype(
+    [
+        ("kind", np.int64),
+        ("size", np.int64),
+        ("unfinished", np.int64),
+        ("load", np.int64),
+        ("seconds", np.float64),
+    ]
+)
+"""A step that is launched: its memory is taken, its tokens are not there yet. Each engine has two rows: one may be in flight while
+the next is planned."""
 NODE = np.dtype(
     [
         ("key", np.uint64),
@@ -161,6 +180,8 @@ NOTICE = np.dtype(
 NONE = -1
 NOWHERE, COMING, WAITING, RUNNING, ENDED = range(5)
 """Places of a sequence; between two chunks it is `RUNNING`."""
+NOTHING, PREFILL, DECODE = range(3)
+"""What a step does."""
 STORED, REMOVED = 0, 1
 FIRST_TOKEN, FINISH, ABORT = range(3)
 """What a notice tells."""
@@ -188,6 +209,9 @@ RATIO_STEP = (START_RATIO - FLOOR_RATIO) / 600
 LOOKAHEAD_STEPS = 20
 MOST_RESERVED_TOKENS = 4096
 """These five: `sim.engine.admission`."""
+MOST_SORTED = 128
+REFRESH_INTERVAL = 32
+"""These two: `sim.engine.queue`."""
 GAP_BINS = 26 << 4
 """Token gaps are counted in 16 bins per octave, from 2^-20 s (about a microsecond) to 64 s; what is beyond, at the ends."""
 _GAP_BITS = 48
@@ -233,8 +257,10 @@ class State(NamedTuple):
     """`NOTICE`, those of one engine in order of time."""
     running: Any
     """int32 (engines, most running requests): sequences that decode, in the order in which they joined."""
-    batch: Any
-    """int32 (most running requests + 1,): the prefill at hand."""
+    steps: Any
+    """`STEP`, two rows per engine."""
+    flying: Any
+    """int32 (2 · engines, most running requests + 1): the sequences of each step."""
     parameters: Any
     """float64 (engines, most parameters): the timing models' numbers."""
     counts: Any
@@ -594,8 +620,8 @@ def _publish(state, number, time):  # type: ignore[no-untyped-def]
 
 
 @inner
-def _report(state, number, time):  # type: ignore[no-untyped-def]
-    """Report the load."""
+def _load(state, number):  # type: ignore[no-untyped-def]
+    """Take down the load; returns the row."""
     engine = state.engines[number]
     engine.decodes_since_report = 0
     row = state.counts[FREE_LOAD]
@@ -607,11 +633,19 @@ def _report(state, number, time):  # type: ignore[no-untyped-def]
         chunked = state.sequences[engine.chunked]
         pending = chunked.prompt_tokens + chunked.output_tokens - chunked.cached
     used = engine.capacity_tokens - engine.free_tokens - engine.evictable_tokens
-    load.time, load.next = time, NONE
+    load.next = NONE
     load.running_requests, load.waiting_requests = engine.running, engine.waiting_requests
     load.used_tokens, load.total_tokens = used, used + engine.waiting_tokens
     load.waiting_uncached_tokens = pending + engine.waiting_uncached_tokens
     load.prefill_tokens, load.prefill_seconds = engine.prefill_tokens, engine.prefill_seconds
+    return row
+
+
+@inner
+def _report(state, number, row, time):  # type: ignore[no-untyped-def]
+    """Report a load."""
+    engine = state.engines[number]
+    state.loads[row].time = time
     if engine.loads == NONE:
         engine.loads = row
     else:
@@ -673,10 +707,10 @@ def _make_room(state, number, tokens, margin_tokens):  # type: ignore[no-untyped
 
 
 @inner
-def _hand_over(state, number, row):  # type: ignore[no-untyped-def]
-    """Move a sequence's full pages into the cache; pages that the cache had already are freed."""
+def _hand_over(state, number, row, tokens):  # type: ignore[no-untyped-def]
+    """Move the full pages of a sequence's first `tokens` into the cache; pages that the cache had already are freed."""
     engine, sequence = state.engines[number], state.sequences[row]
-    full = sequence.computed // engine.page_size * engine.page_size
+    full = tokens // engine.page_size * engine.page_size
     if full == sequence.cached:
         return
     leaf, new = _insert(state, number, sequence.request, full)
@@ -691,16 +725,17 @@ def _give_back(state, engine, sequence):  # type: ignore[no-untyped-def]
     engine.free_tokens += sequence.held - sequence.cached
     _unlock(state, engine, sequence.node)
     sequence.node, sequence.cached, sequence.computed, sequence.held = NONE, 0, 0, 0
-    engine.full = 0
+    engine.left, engine.steady = 1, 0
 
 
 @inner
 def _release(state, number, row):  # type: ignore[no-untyped-def]
-    """A request leaves: all its full pages stay in the cache."""
+    """A request leaves: its full pages stay in the cache, as far as its text is known."""
     sequence = state.sequences[row]
     if sequence.node != NONE:
         if not sequence.built:
-            _hand_over(state, number, row)
+            known = np.int64(sequence.prompt_tokens + sequence.output_tokens) - (sequence.output_tokens > 0)
+            _hand_over(state, number, row, min(np.int64(sequence.computed), known))
         _give_back(state, state.engines[number], sequence)
     sequence.place = ENDED
 
@@ -778,7 +813,7 @@ def _reap(state, number, tells):  # type: ignore[no-untyped-def]
         if sequences[row].place == RUNNING:
             state.running[number, kept] = row
             kept += 1
-    engine.running, engine.doomed, engine.doomed_last, engine.full = kept, NONE, NONE, 0
+    engine.running, engine.doomed, engine.doomed_last, engine.left, engine.steady = kept, NONE, NONE, 1, 0
 
 
 # ---- admission: sim.engine.admission
@@ -792,11 +827,12 @@ def _reserved(sequence):  # type: ignore[no-untyped-def]
 
 @inner
 def _reserved_for_running(state, number):  # type: ignore[no-untyped-def]
-    """A share of what the running requests may still produce."""
-    engine, tokens = state.engines[number], 0
+    """What the running requests may still produce: all of it where their lengths are known, else a share."""
+    engine, tokens = state.engines[number], 0.0
+    share = 1.0 if engine.knows_lengths else engine.ratio
     for index in range(engine.running):
-        tokens += _reserved(state.sequences[state.running[number, index]])
-    return tokens * engine.ratio
+        tokens += _reserved(state.sequences[state.running[number, index]]) * share
+    return tokens
 
 
 @inner
@@ -805,57 +841,62 @@ def _memory_tokens(engine, reserved):  # type: ignore[no-untyped-def]
 
 
 @inner
-def _next_prefill(state, number):  # type: ignore[no-untyped-def]
-    """Fill `state.batch` with the next prefill, with memory taken for each; returns its size."""
+def _refresh(state, number):  # type: ignore[no-untyped-def]
+    """An admission pass: each `REFRESH_INTERVAL` passes, use what is waited for, head last."""
     engine, sequences = state.engines[number], state.sequences
-    if engine.chunked != NONE:
-        _hand_over(state, number, engine.chunked)
-    if engine.running and engine.decodes_since_prefill < engine.prefill_interval:
-        return 0
-    if engine.chunked == NONE and (engine.waiting == NONE or engine.full):
-        return 0
-    budget = (_reserved_for_running(state, number), engine.input_tokens, engine.chunk_tokens)
-    size = 0
-    if engine.chunked != NONE:
-        row = engine.chunked
-        budget = _extend(state, number, row, budget)
-        if sequences[row].extend:
-            state.batch[0] = row
-            size = 1
-    size = _admit(state, number, size, budget)
-    _take_pages(state, number, size)
-    return size
+    engine.passes += 1
+    if (engine.passes - 1) % REFRESH_INTERVAL:
+        return
+    row = engine.waiting
+    for _ in range(min(engine.waiting_requests, MOST_SORTED) - 1):
+        row = np.int64(sequences[row].after)
+    while row != NONE:
+        sequence = sequences[row]
+        _match(state, number, sequence.request, np.int64(sequence.prompt_tokens + sequence.output_tokens))
+        row = np.int64(sequence.before)
 
 
 @inner
-def _extend(state, number, row, budget):  # type: ignore[no-untyped-def]
-    """Decide how much of a prompt this prefill computes; a cut falls on a page. Returns the budget that is left."""
+def _first_chunk(engine, start, extend, budget):  # type: ignore[no-untyped-def]
+    """How many of a new request's `extend` tokens after its cached `start` join; a cut falls on a page."""
+    page, chunk_tokens = engine.page_size, budget[2]
+    if _paged(extend, page) <= chunk_tokens:
+        return extend
+    return max(0, (start + chunk_tokens // page * page) // page * page - start)
+
+
+@inner
+def _next_chunk(engine, sequence, budget):  # type: ignore[no-untyped-def]
+    """How many of the tokens left of a begun prompt join; some always do, for it holds memory."""
+    extend = np.int64(sequence.prompt_tokens + sequence.output_tokens - sequence.computed)
+    memory = int(_memory_tokens(engine, budget[0]))
+    return min(extend, min(budget[2], memory) if memory > 0 else budget[2])
+
+
+@inner
+def _extend(state, number, row, tokens, budget):  # type: ignore[no-untyped-def]
+    """Let this prefill compute so many tokens of a prompt; returns the budget that is left."""
     engine, sequence = state.engines[number], state.sequences[row]
     reserved, input_tokens, chunk_tokens = budget
-    remaining = sequence.prompt_tokens + sequence.output_tokens - sequence.computed
-    limit = min(chunk_tokens, int(_memory_tokens(engine, reserved)))
-    extend = remaining
-    if _paged(remaining, engine.page_size) > limit:
-        page = engine.page_size
-        extend = max(0, (sequence.computed + limit) // page * page - sequence.computed)
-    sequence.extend = extend
-    last = extend == remaining
+    sequence.extend = tokens
+    last = tokens == sequence.prompt_tokens + sequence.output_tokens - sequence.computed
     engine.chunked = NONE if last else row
-    if extend:
-        paged = _paged(extend, engine.page_size)
-        reserved += paged + engine.page_size + (_reserved(sequence) if last else 0)
+    if tokens:
+        paged = _paged(tokens, engine.page_size)
+        output = min(np.int64(sequence.max_new_tokens), MOST_RESERVED_TOKENS) if last else 0
+        reserved += paged + engine.page_size + output
         input_tokens -= paged
         chunk_tokens -= paged
     return reserved, input_tokens, chunk_tokens
 
 
 @inner
-def _admit(state, number, size, budget):  # type: ignore[no-untyped-def]
+def _admit(state, number, size, budget, flying):  # type: ignore[no-untyped-def]
     """Move requests from the head of the queue into the batch while they fit."""
     engine, sequences = state.engines[number], state.sequences
-    while engine.waiting != NONE and engine.chunked == NONE and not engine.full:
-        exhausted = _memory_tokens(engine, budget[0]) <= 0 or budget[1] <= 0 or budget[2] <= 0
-        if engine.running + size >= engine.running_limit or (size and exhausted):
+    while engine.waiting != NONE and engine.chunked == NONE and not engine.full and budget[1] > 0 and budget[2] > 0:
+        if engine.running + size >= engine.running_limit:
+            engine.full = engine.running > 0
             return size
         row = engine.waiting
         sequence = sequences[row]
@@ -874,7 +915,7 @@ def _admit(state, number, size, budget):  # type: ignore[no-untyped-def]
             engine.full = engine.running > 0
             return size
         sequence.node, sequence.cached, sequence.computed, sequence.held = node, cached, cached, cached
-        budget = _extend(state, number, row, budget)
+        budget = _extend(state, number, row, _first_chunk(engine, cached, length - cached, budget), budget)
         if sequence.extend == 0:  # not a page of this batch's chunk is left
             engine.chunked = NONE
             _unlock(state, engine, node)
@@ -882,44 +923,76 @@ def _admit(state, number, size, budget):  # type: ignore[no-untyped-def]
             return size
         _leave_queue(state, engine, row)
         sequence.place = RUNNING
-        state.batch[size] = row
+        flying[size] = row
         size += 1
         if sequence.first_match == NONE:
             sequence.first_match = cached
             sequence.queue_seconds = engine.begin - sequence.submitted_at
             engine.cached_tokens += cached
+        if _memory_tokens(engine, budget[0]) <= 0:
+            engine.full = engine.running > 0
+            return size
     return size
 
 
 @inner
-def _take_pages(state, number, size):  # type: ignore[no-untyped-def]
+def _take_pages(state, number, size, flying):  # type: ignore[no-untyped-def]
     engine, sequences = state.engines[number], state.sequences
     needed = 0
     for index in range(size):
-        sequence = sequences[state.batch[index]]
+        sequence = sequences[flying[index]]
         needed += max(0, _paged(np.int64(sequence.computed + sequence.extend), engine.page_size) - sequence.held)
     _make_room(state, number, needed, size * engine.page_size)
     engine.free_tokens -= needed
     for index in range(size):
-        sequence = sequences[state.batch[index]]
+        sequence = sequences[flying[index]]
         paged = _paged(np.int64(sequence.computed + sequence.extend), engine.page_size)
         sequence.held = max(np.int64(sequence.held), paged)
+
+
+@inner
+def _next_prefill(state, number, flying):  # type: ignore[no-untyped-def]
+    """Fill `flying` with the next prefill, with memory taken for each; returns its size."""
+    engine, sequences = state.engines[number], state.sequences
+    if engine.chunked != NONE:
+        _hand_over(state, number, engine.chunked, np.int64(sequences[engine.chunked].computed))
+    if engine.chunked != NONE or engine.running == 0 or (engine.left and engine.notices_at_once):
+        engine.full = 0
+    if engine.running and engine.decodes_since_prefill < engine.prefill_interval:
+        return 0
+    if engine.chunked == NONE and (engine.full or engine.waiting == NONE):
+        return 0
+    if engine.chunked == NONE and engine.running >= engine.running_limit:
+        engine.full = 1
+        return 0
+    if engine.waiting != NONE and sequences[engine.waiting].built:
+        return 0
+    if engine.knows_lengths and engine.waiting != NONE:
+        _refresh(state, number)
+    budget = (_reserved_for_running(state, number), engine.input_tokens, engine.chunk_tokens)
+    size = 0
+    if engine.chunked != NONE:
+        row = engine.chunked
+        budget = _extend(state, number, row, _next_chunk(engine, sequences[row], budget), budget)
+        if sequences[row].extend:
+            flying[0] = row
+            size = 1
+    size = _admit(state, number, size, budget, flying)
+    _take_pages(state, number, size, flying)
+    return size
 
 
 @inner
 def _join(state, number):  # type: ignore[no-untyped-def]
     """Let the requests at the head of the queue whose KV was built elsewhere decode, while they fit."""
     engine, sequences = state.engines[number], state.sequences
-    while engine.waiting != NONE and not engine.full and engine.running < engine.running_limit:
+    while engine.waiting != NONE and sequences[engine.waiting].built and engine.running < engine.running_limit:
         row = engine.waiting
         sequence = sequences[row]
-        if not sequence.built:
-            return
         length = np.int64(sequence.prompt_tokens + sequence.output_tokens)
         paged = _paged(length - 1, engine.page_size)
         memory = _memory_tokens(engine, _reserved_for_running(state, number))
         if engine.running and not paged + _reserved(sequence) + engine.page_size < memory:
-            engine.full = 1
             return
         _leave_queue(state, engine, row)
         _make_room(state, number, paged, engine.page_size)
@@ -934,6 +1007,7 @@ def _join(state, number):  # type: ignore[no-untyped-def]
         if sequence.output_tokens < sequence.max_new_tokens:
             state.running[number, engine.running] = row
             engine.running += 1
+            engine.steady = 0
         else:
             _release(state, number, row)
             _notify(state, row, FINISH)
@@ -941,207 +1015,6 @@ def _join(state, number):  # type: ignore[no-untyped-def]
 
 
 # ---- steps
-
-
-@inner
-def _step(state, number):  # type: ignore[no-untyped-def]
-    """Do the next thing: a prefill if one is admitted, else one token for each running request, else nothing."""
-    engine = state.engines[number]
-    engine.asleep = 0
-    _arrive(state, engine)
-    _join(state, number)
-    noticed = state.counts[NOTICES]
-    _reap(state, number, True)
-    size = _next_prefill(state, number)
-    if size:
-        engine.begin = _prefill(state, number, size)
-        _stamp(state, noticed, engine.begin)
-        return
-    if engine.running:
-        _retract_for_room(state, number)
-    if engine.running:  # still
-        engine.begin = _decode(state, number)
-        _stamp(state, noticed, engine.begin)
-        return
-    _stamp(state, noticed, engine.begin)
-    _publish(state, number, engine.begin)
-    _report(state, number, engine.begin)
-    if engine.waiting == NONE and engine.chunked == NONE:
-        engine.asleep = 1
-        engine.begin = np.inf if engine.coming == NONE else state.sequences[engine.coming].submitted_at
-
-
-@inner
-def _prefill(state, number, size):  # type: ignore[no-untyped-def]
-    engine, sequences = state.engines[number], state.sequences
-    _report(state, number, engine.begin)
-    new = context = 0
-    pairs = 0.0
-    for index in range(size):
-        sequence = sequences[state.batch[index]]
-        new += sequence.extend
-        context += sequence.computed + sequence.extend
-        pairs += sequence.extend * (sequence.computed + sequence.extend / 2)
-    seconds = prefill_seconds(engine.timing, state.parameters[number], new, pairs, context, size)
-    end = engine.begin + seconds
-    for index in range(size):
-        row = state.batch[index]
-        sequences[row].computed += sequences[row].extend
-        sequences[row].extend = 0
-        if row != engine.chunked and not _sample(state, number, row, end):
-            _hand_over(state, number, row)
-            state.running[number, engine.running] = row
-            engine.running += 1
-    engine.decodes_since_prefill = 0
-    engine.prefill_steps += 1
-    engine.prefill_tokens += new
-    engine.prefill_seconds += seconds
-    _publish(state, number, end)
-    return end
-
-
-@inner
-def _decode(state, number):  # type: ignore[no-untyped-def]
-    engine, sequences = state.engines[number], state.sequences
-    size, kv_tokens = engine.running, 0
-    for index in range(size):
-        sequence = sequences[state.running[number, index]]
-        sequence.computed += 1
-        kv_tokens += sequence.computed
-        if sequence.computed > sequence.held:
-            sequence.held += engine.page_size
-            engine.free_tokens -= engine.page_size
-    begin = engine.begin
-    seconds = decode_seconds(engine.timing, state.parameters[number], size, kv_tokens, engine.capacity_tokens)
-    end = begin + seconds
-    kept = 0
-    for index in range(size):
-        row = state.running[number, index]
-        if not _sample(state, number, row, end):
-            state.running[number, kept] = row
-            kept += 1
-    engine.running = kept
-    _count_decode(state, number, begin, end, seconds)
-    return end
-
-
-@inner
-def _count_decode(state, number, begin, end, seconds):  # type: ignore[no-untyped-def]
-    """A decode step was done: publish and report if it is time."""
-    engine = state.engines[number]
-    engine.decode_steps += 1
-    engine.decode_seconds += seconds
-    engine.decodes_since_prefill += 1
-    engine.decodes_since_report += 1
-    if engine.pending != NONE and engine.decode_steps % engine.log_interval == 0:
-        _publish(state, number, end)
-    if engine.decodes_since_report == engine.load_interval:
-        _report(state, number, begin)
-
-
-@inner
-def _quiet_steps(state, number):  # type: ignore[no-untyped-def]
-    """How many decode steps follow in which no request joins, ends or needs a page."""
-    engine, sequences = state.engines[number], state.sequences
-    tries = engine.waiting != NONE and not engine.full and engine.running < engine.running_limit
-    if engine.running == 0 or engine.chunked != NONE or engine.doomed != NONE or tries:
-        return 0
-    steps = 2**30
-    for index in range(engine.running):
-        sequence = sequences[state.running[number, index]]
-        left = min(sequence.max_new_tokens - sequence.output_tokens - 1, sequence.held - sequence.computed)
-        steps = min(steps, left)
-    return steps
-
-
-@inner
-def _decode_quietly(state, number, most, until):  # type: ignore[no-untyped-def]
-    """Up to `most` decode steps that begin before `until`: `_decode` without what cannot happen in them."""
-    engine, sequences = state.engines[number], state.sequences
-    size, kv_tokens = engine.running, 0
-    for index in range(size):
-        kv_tokens += sequences[state.running[number, index]].computed
-    if engine.coming != NONE:
-        until = min(until, state.sequences[engine.coming].submitted_at)
-    steps, end, known_gap, bin_ = 0, engine.begin, -1.0, 0
-    while steps < most and engine.begin < until and state.counts[LOADS] < len(state.loads):
-        kv_tokens += size
-        seconds = decode_seconds(engine.timing, state.parameters[number], size, kv_tokens, engine.capacity_tokens)
-        begin, end = engine.begin, engine.begin + seconds
-        if steps == 0:
-            for index in range(size):
-                gap = end - sequences[state.running[number, index]].last_token_seconds
-                state.gaps[_gap_bin(gap)] += 1
-        else:
-            gap = end - begin
-            if gap != known_gap:
-                known_gap, bin_ = gap, _gap_bin(gap)
-            state.gaps[bin_] += size
-        engine.ratio = max(FLOOR_RATIO, engine.ratio - RATIO_STEP)
-        _count_decode(state, number, begin, end, seconds)
-        engine.begin = end
-        steps += 1
-    if steps:
-        for index in range(size):
-            sequence = sequences[state.running[number, index]]
-            sequence.computed += steps
-            sequence.output_tokens += steps
-            sequence.last_token_seconds = end
-        engine.generated_tokens += size * steps
-
-
-@inner
-def _sample(state, number, row, end):  # type: ignore[no-untyped-def]
-    """The next token; ends the request, and says so, if it is its last."""
-    sequence = state.sequences[row]
-    sequence.output_tokens += 1
-    state.engines[number].generated_tokens += 1
-    _token_at(state, row, end)
-    if sequence.output_tokens == 1:
-        _notify(state, row, FIRST_TOKEN)
-    if sequence.output_tokens < sequence.max_new_tokens:
-        return False
-    _release(state, number, row)
-    _notify(state, row, FINISH)
-    return True
-
-
-@inner
-def _tokens_missing(state, number):  # type: ignore[no-untyped-def]
-    """Memory that the running requests need for one more token each; those that were retracted (`NONE`) need none."""
-    engine, missing = state.engines[number], 0
-    for index in range(engine.running):
-        row = state.running[number, index]
-        if row != NONE and state.sequences[row].computed == state.sequences[row].held:
-            missing += engine.page_size
-    return missing
-
-
-@inner
-def _retract_for_room(state, number):  # type: ignore[no-untyped-def]
-    """Evict, then retract (least output first, longest prompt first), until the rest can decode one more token."""
-    engine = state.engines[number]
-    if _make_room(state, number, _tokens_missing(state, number), 0):
-        engine.ratio = max(FLOOR_RATIO, engine.ratio - RATIO_STEP)
-        return
-    while not _make_room(state, number, _tokens_missing(state, number), 0):
-        index = _least_done(state, number)
-        row = state.running[number, index]
-        state.running[number, index] = NONE
-        _give_back(state, engine, state.sequences[row])
-        state.sequences[row].retractions += 1
-        engine.retractions += 1
-        _wait(state, engine, row)
-    kept = decoded = allowed = 0
-    for index in range(engine.running):
-        row = state.running[number, index]
-        if row != NONE:
-            state.running[number, kept] = row
-            kept += 1
-            decoded += state.sequences[row].output_tokens
-            allowed += state.sequences[row].max_new_tokens
-    engine.running = kept
-    engine.ratio = min(1.0, max(FLOOR_RATIO, (decoded + LOOKAHEAD_STEPS * kept) / (allowed + 1)))
 
 
 @inner
@@ -1164,15 +1037,297 @@ def _least_done(state, number):  # type: ignore[no-untyped-def]
 
 
 @inner
+def _tokens_missing(state, number, rows, size):  # type: ignore[no-untyped-def]
+    """Memory that these requests need for one more token each; those that were retracted (`NONE`) need none."""
+    engine, missing = state.engines[number], 0
+    for index in range(size):
+        row = rows[index]
+        if row != NONE and state.sequences[row].computed == state.sequences[row].held:
+            missing += engine.page_size
+    return missing
+
+
+@inner
+def _retract_for_room(state, number):  # type: ignore[no-untyped-def]
+    """Evict, then retract (least output first, longest prompt first), until the rest can decode one more token."""
+    engine, running = state.engines[number], state.running[number]
+    if _make_room(state, number, _tokens_missing(state, number, running, engine.running), 0):
+        engine.ratio = max(FLOOR_RATIO, engine.ratio - RATIO_STEP)
+        return
+    while not _make_room(state, number, _tokens_missing(state, number, running, engine.running), 0):
+        index = _least_done(state, number)
+        row = running[index]
+        running[index] = NONE
+        _give_back(state, engine, state.sequences[row])
+        state.sequences[row].retractions += 1
+        engine.retractions += 1
+        _wait(state, engine, row)
+    kept = decoded = allowed = 0
+    for index in range(engine.running):
+        row = state.running[number, index]
+        if row != NONE:
+            state.running[number, kept] = row
+            kept += 1
+            decoded += state.sequences[row].output_tokens
+            allowed += state.sequences[row].max_new_tokens
+    engine.running = kept
+    engine.ratio = min(1.0, max(FLOOR_RATIO, (decoded + LOOKAHEAD_STEPS * kept) / (allowed + 1)))
+
+
+@inner
+def _sample(state, number, row, end):  # type: ignore[no-untyped-def]
+    """The next token; ends the request, and says so, if it is its last."""
+    sequence = state.sequences[row]
+    sequence.output_tokens += 1
+    state.engines[number].generated_tokens += 1
+    _token_at(state, row, end)
+    if sequence.output_tokens == 1:
+        _notify(state, row, FIRST_TOKEN)
+    if sequence.output_tokens < sequence.max_new_tokens:
+        return False
+    _release(state, number, row)
+    _notify(state, row, FINISH)
+    return True
+
+
+@inner
+def _count_decode(state, number, begin, end, seconds):  # type: ignore[no-untyped-def]
+    """A decode step is done: publish and report if it is time."""
+    engine = state.engines[number]
+    engine.decode_steps += 1
+    engine.decode_seconds += seconds
+    engine.decodes_since_report += 1
+    if engine.pending != NONE and engine.decode_steps % engine.log_interval == 0:
+        _publish(state, number, end)
+    if engine.decodes_since_report == engine.load_interval:
+        _report(state, number, _load(state, number), begin)
+
+
+@inner
+def _decodable(state, number, flight, flying):  # type: ignore[no-untyped-def]
+    """Fill `flying` with the running requests, without those whose last token is in flight; returns how many they are."""
+    engine, sequences = state.engines[number], state.sequences
+    if flight != NONE and engine.knows_lengths:
+        for index in range(state.steps[2 * number + flight].size):
+            sequences[state.flying[2 * number + flight, index]].flies = 1
+    size = 0
+    for index in range(engine.running):
+        row = state.running[number, index]
+        if not (sequences[row].flies and sequences[row].output_tokens + 1 >= sequences[row].max_new_tokens):
+            flying[size] = row
+            size += 1
+    if flight != NONE and engine.knows_lengths:
+        for index in range(state.steps[2 * number + flight].size):
+            sequences[state.flying[2 * number + flight, index]].flies = 0
+    return size
+
+
+@inner
+def _next_decode(state, number, flight, flying):  # type: ignore[no-untyped-def]
+    """Fill `flying` with the running requests that decode next; some may be retracted for it. Returns how many they are."""
+    engine = state.engines[number]
+    if engine.left:
+        engine.full = engine.left = 0
+    size = _decodable(state, number, flight, flying)
+    if size == 0:
+        return 0
+    if size < engine.running:
+        if _make_room(state, number, _tokens_missing(state, number, flying, size), 0):
+            engine.ratio = max(FLOOR_RATIO, engine.ratio - RATIO_STEP)
+            return size
+        engine.full = 0  # those about to end will leave room: wait for them
+        return 0
+    _retract_for_room(state, number)
+    for index in range(engine.running):
+        flying[index] = state.running[number, index]
+    return engine.running
+
+
+@inner
+def _launch_prefill(state, number, size, flying):  # type: ignore[no-untyped-def]
+    """Returns how long it takes."""
+    engine, sequences = state.engines[number], state.sequences
+    new = context = 0
+    pairs = 0.0
+    for index in range(size):
+        row = flying[index]
+        sequence = sequences[row]
+        new += sequence.extend
+        context += sequence.computed + sequence.extend
+        pairs += sequence.extend * (sequence.computed + sequence.extend / 2)
+        sequence.computed += sequence.extend
+        sequence.extend = 0
+        if row != engine.chunked:
+            state.running[number, engine.running] = row
+            engine.running += 1
+    engine.decodes_since_prefill, engine.steady = 0, 0
+    seconds = prefill_seconds(engine.timing, state.parameters[number], new, pairs, context, size)
+    engine.prefill_steps += 1
+    engine.prefill_tokens += new
+    engine.prefill_seconds += seconds
+    return seconds
+
+
+@inner
+def _launch_decode(state, number, size, flying):  # type: ignore[no-untyped-def]
+    """Take memory for one more token each; returns how long the step takes."""
+    engine, kv_tokens = state.engines[number], 0
+    for index in range(size):
+        sequence = state.sequences[flying[index]]
+        sequence.computed += 1
+        kv_tokens += sequence.computed
+        if sequence.computed > sequence.held:
+            sequence.held += engine.page_size
+            engine.free_tokens -= engine.page_size
+    engine.decodes_since_prefill += 1
+    return decode_seconds(engine.timing, state.parameters[number], size, kv_tokens, engine.capacity_tokens)
+
+
+@inner
+def _launch(state, number, slot, flight):  # type: ignore[no-untyped-def]
+    """Plan the next step in `slot` and take its memory, while another may be in flight; returns whether there is anything to do."""
+    engine, step, flying = state.engines[number], state.steps[2 * number + slot], state.flying[2 * number + slot]
+    step.load = NONE
+    size = _next_prefill(state, number, flying)
+    if size:
+        step.kind, step.size, step.load = PREFILL, size, _load(state, number)
+        step.seconds = _launch_prefill(state, number, size, flying)
+        step.unfinished = engine.chunked
+        return True
+    size = _next_decode(state, number, flight, flying)
+    if size:
+        step.kind, step.size, step.unfinished = DECODE, size, NONE
+        step.seconds = _launch_decode(state, number, size, flying)
+        engine.steady = size == engine.running
+    return size > 0
+
+
+@inner
+def _process(state, number, flight, end):  # type: ignore[no-untyped-def]
+    """What a launched step brings."""
+    engine, sequences, step = state.engines[number], state.sequences, state.steps[2 * number + flight]
+    for index in range(step.size):
+        row = state.flying[2 * number + flight, index]
+        sequence = sequences[row]
+        # Ended or retracted since the launch: what was computed for it is void.
+        if row == step.unfinished or sequence.node == NONE:
+            continue
+        if not _sample(state, number, row, end) and step.kind == PREFILL:
+            _hand_over(state, number, row, np.int64(sequence.prompt_tokens + sequence.output_tokens - 1))
+    kept = 0
+    for index in range(engine.running):
+        row = state.running[number, index]
+        if sequences[row].node != NONE:
+            state.running[number, kept] = row
+            kept += 1
+    engine.running = kept
+    if step.kind == PREFILL:
+        _report(state, number, step.load, engine.begin)
+        _publish(state, number, end)
+    else:
+        _count_decode(state, number, engine.begin, end, step.seconds)
+
+
+@inner
+def _step(state, number):  # type: ignore[no-untyped-def]
+    """Do the next thing: a prefill if one is admitted, else one token for each running request, else nothing."""
+    engine = state.engines[number]
+    engine.asleep = 0
+    _arrive(state, engine)
+    _join(state, number)
+    noticed = state.counts[NOTICES]
+    _reap(state, number, True)
+    if engine.flight == NONE and _launch(state, number, 0, NONE):
+        engine.flight = 0
+    if engine.flight == NONE:
+        _stamp(state, noticed, engine.begin)
+        engine.ratio = START_RATIO
+        _publish(state, number, engine.begin)
+        _report(state, number, _load(state, number), engine.begin)
+        if engine.waiting == NONE and engine.chunked == NONE:
+            engine.asleep = 1
+            engine.begin = np.inf if engine.coming == NONE else state.sequences[engine.coming].submitted_at
+        return
+    flight = engine.flight
+    engine.flight = NONE
+    if engine.overlaps and _launch(state, number, 1 - flight, flight):
+        engine.flight = 1 - flight
+    end = engine.begin + state.steps[2 * number + flight].seconds
+    _process(state, number, flight, end)
+    _stamp(state, noticed, end)
+    engine.begin = end
+
+
+@inner
+def _quiet_steps(state, number):  # type: ignore[no-untyped-def]
+    """How many decode steps follow in which no request joins, ends or needs a page."""
+    engine, sequences = state.engines[number], state.sequences
+    if engine.running == 0 or engine.chunked != NONE or engine.doomed != NONE or engine.left:
+        return 0
+    if engine.waiting != NONE and (not engine.full or sequences[engine.waiting].built):
+        return 0
+    if engine.overlaps and not (engine.steady and engine.flight != NONE):
+        return 0
+    steps = 2**30
+    for index in range(engine.running):
+        sequence = sequences[state.running[number, index]]
+        left = min(sequence.max_new_tokens - sequence.output_tokens - 1, sequence.held - sequence.computed)
+        steps = min(steps, left)
+    return steps
+
+
+@inner
+def _decode_quietly(state, number, most, until):  # type: ignore[no-untyped-def]
+    """Up to `most` decode steps that begin before `until`: `_step` without what cannot happen in them."""
+    engine, sequences = state.engines[number], state.sequences
+    size, kv_tokens = engine.running, 0
+    for index in range(size):
+        kv_tokens += sequences[state.running[number, index]].computed
+    if engine.coming != NONE:
+        until = min(until, state.sequences[engine.coming].submitted_at)
+    flown = state.steps[2 * number + max(0, engine.flight)].seconds
+    steps, end, known_gap, bin_ = 0, engine.begin, -1.0, 0
+    while steps < most and engine.begin < until and state.counts[LOADS] < len(state.loads):
+        kv_tokens += size
+        seconds = decode_seconds(engine.timing, state.parameters[number], size, kv_tokens, engine.capacity_tokens)
+        if engine.overlaps:  # the step that is launched now is not the one that ends now
+            seconds, flown = flown, seconds
+        begin, end = engine.begin, engine.begin + seconds
+        if steps == 0:
+            for index in range(size):
+                gap = end - sequences[state.running[number, index]].last_token_seconds
+                state.gaps[_gap_bin(gap)] += 1
+        else:
+            gap = end - begin
+            if gap != known_gap:
+                known_gap, bin_ = gap, _gap_bin(gap)
+            state.gaps[bin_] += size
+        engine.ratio = max(FLOOR_RATIO, engine.ratio - RATIO_STEP)
+        _count_decode(state, number, begin, end, seconds)
+        engine.begin = end
+        steps += 1
+    if steps:
+        for index in range(size):
+            sequence = sequences[state.running[number, index]]
+            sequence.computed += steps
+            sequence.output_tokens += steps
+            sequence.last_token_seconds = end
+        engine.generated_tokens += size * steps
+        engine.decodes_since_prefill += steps
+        if engine.overlaps:
+            state.steps[2 * number + engine.flight].seconds = flown
+
+
+@inner
 def _lacks(state, number):  # type: ignore[no-untyped-def]
     """Which array a step could find too small, or `DONE`."""
     engine, counts = state.engines[number], state.counts
-    members = engine.running + min(engine.waiting_requests + _coming(state, engine), engine.running_limit) + 2
-    if counts[NODES] + 3 * members > len(state.nodes):
+    members = 2 * (engine.running + min(engine.waiting_requests + _coming(state, engine), engine.running_limit) + 2)
+    if counts[NODES] + 3 * members + min(engine.waiting_requests, MOST_SORTED) > len(state.nodes):
         return MORE_NODES
     if counts[CHANGES] + engine.nodes + 5 * members > len(state.changes):
         return MORE_CHANGES
-    if counts[LOADS] + 2 > len(state.loads):
+    if counts[LOADS] + 4 > len(state.loads):
         return MORE_LOADS
     doomed = engine.running + engine.waiting_requests if engine.doomed != NONE else 0
     if counts[NOTICES] + 2 * members + doomed > len(state.notices):
@@ -1204,7 +1359,8 @@ _STATE: Any = typeof(  # type: ignore[no-untyped-call]
         loads=np.zeros(1, LOAD),
         notices=np.zeros(1, NOTICE),
         running=np.zeros((1, 1), np.int32),
-        batch=np.zeros(1, np.int32),
+        steps=np.zeros(1, STEP),
+        flying=np.zeros((1, 1), np.int32),
         parameters=np.zeros((1, 1)),
         counts=np.zeros(1, np.int64),
         gaps=np.zeros(1, np.int64),
@@ -1354,7 +1510,12 @@ def clear(state, number):  # type: ignore[no-untyped-def]
     engine.doomed = engine.doomed_last = engine.chunked = NONE
     engine.pending = engine.published = engine.loads = NONE
     engine.running = engine.waiting_requests = engine.waiting_tokens = engine.waiting_uncached_tokens = 0
-    engine.full, engine.asleep, engine.begin, engine.ratio = 0, 1, np.inf, START_RATIO
+    for slot in range(2):
+        if engine.flight == slot and state.steps[2 * number + slot].load != NONE:
+            _free_load(state, state.steps[2 * number + slot].load)
+    engine.flight = NONE
+    engine.full = engine.left = engine.passes = engine.steady = 0
+    engine.asleep, engine.begin, engine.ratio = 1, np.inf, START_RATIO
     engine.decodes_since_prefill = engine.decodes_since_report = engine.prefill_tokens = 0
     engine.prefill_seconds = 0.0
 

@@ -194,12 +194,6 @@ def workloads(draw):
     return Workload(draw(st.lists(row, min_size=1, max_size=25)))
 
 
-behind_the_reference = pytest.mark.skip(
-    reason="the kernels have not learned yet: ratio reset when idle, admission of 0.5.23, refreshed prefixes, overlap_schedule"
-)
-
-
-@behind_the_reference
 @pytest.mark.parametrize("page_size", [1, 16, 64])
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
@@ -214,6 +208,8 @@ def test_equal_to_the_reference(page_size, data):
         decode_log_interval=data.draw(st.sampled_from([1, 7, 40])),
         load_interval=data.draw(st.sampled_from([1, 15])),
         prefill_decode_interval=data.draw(st.sampled_from([0, 0, 3])),
+        overlap_schedule=data.draw(st.booleans()),
+        version=data.draw(st.sampled_from(["0.5.21", "0.5.22", "0.5.23"])),
         timing=TIMING,
     )
     expected, engine = reference(workload, config)
@@ -243,11 +239,17 @@ def compare(expected, told, engine, fleet):
     ]
 
 
-@behind_the_reference
-def test_the_random_workloads_evict_and_retract():
-    """So that the test above tests them."""
+@pytest.mark.parametrize("overlap", [False, True])
+def test_equal_where_requests_are_retracted(overlap):
     rows = [(number / 50, 90, 200, [number % 5, number % 7, number % 3], None) for number in range(40)]
-    config = EngineConfig(page_size=16, capacity_tokens=1000, chunked_prefill_tokens=128, timing=TIMING)
+    config = EngineConfig(
+        page_size=16,
+        capacity_tokens=1000,
+        chunked_prefill_tokens=128,
+        overlap_schedule=overlap,
+        version="0.5.21",
+        timing=TIMING,
+    )
     workload = Workload(rows)
     expected, engine = reference(workload, config)
     told, fleet = fleet_account(workload, config, [])
