@@ -88,7 +88,7 @@ def test_one_command_for_all_parts(arguments: list[str], status: int) -> None:
     assert "usage:" in answer.stdout if status == 0 else "there are route, worker" in answer.stderr
 
 
-@pytest.mark.parametrize("module", ["router", "workers.sglang", "sim.worker"])
+@pytest.mark.parametrize("module", ["router", "workers.sglang", "sim.worker", "sim"])
 def test_every_command_line_teaches(module: str) -> None:
     answer = subprocess.run(
         [sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=True, cwd=ROOT
