@@ -59,14 +59,14 @@ class Process:
         self._reader = asyncio.create_task(self._read())
         return self
 
-    async def ready(self) -> Self:
+    async def ready(self, seconds: float = READY_TIMEOUT_SECONDS) -> Self:
         """Wait for its ready line.
 
-        :raises ProcessFailed: it ended first, or took longer than 120 s.
+        :raises ProcessFailed: it ended first, or took longer.
         """
         assert self._child is not None
         waiters = {asyncio.create_task(self._ready.wait()), asyncio.create_task(self._child.wait())}
-        _, pending = await asyncio.wait(waiters, timeout=READY_TIMEOUT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        _, pending = await asyncio.wait(waiters, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         for waiter in pending:
             waiter.cancel()
         if not self._ready.is_set():
