@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
 import sys
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +25,17 @@ CHAT = {
     "stream": True,
     "max_tokens": 30,
 }
-READY_SECONDS = 50.0
-WORKERS = {"agg.sh": 1, "agg_router.sh": 2, "agg_embed.sh": 1, "agg_hicache.sh": 2}
+READY_SECONDS = 60.0
+STOP_SECONDS = 60.0
+WORKERS = {
+    "agg.sh": ["aggregated"],
+    "agg_router.sh": ["aggregated"] * 2,
+    "agg_embed.sh": ["aggregated"],
+    "agg_hicache.sh": ["aggregated"] * 2,
+    "disagg.sh": ["decode", "prefill"],
+    "disagg_router.sh": ["decode", "decode", "prefill", "prefill"],
+    "disagg_dp_attn.sh": ["decode", "prefill"],
+}
 
 
 def left_behind(folder: Path) -> list[str]:
@@ -42,7 +51,7 @@ def left_behind(folder: Path) -> list[str]:
     return found
 
 
-@asynccontextmanager
+@contextlib.asynccontextmanager
 async def running(script: str, folder: Path) -> AsyncIterator[str]:
     """A script that serves; the router's URL. It is stopped by SIGTERM, and everything with it."""
     process = await asyncio.create_subprocess_exec(
@@ -54,17 +63,23 @@ async def running(script: str, folder: Path) -> AsyncIterator[str]:
     assert process.stdout is not None
     log: list[str] = []
     try:
-        async with asyncio.timeout(READY_SECONDS):
-            async for line in process.stdout:
-                log.append(line.decode())
-                if log[-1].startswith("[router] ready "):
-                    break
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(READY_SECONDS):
+                async for line in process.stdout:
+                    log.append(line.decode())
+                    if log[-1].startswith("[router] ready "):
+                        break
         assert log[-1].startswith("[router] ready "), "".join(log)
         yield json.loads(log[-1].removeprefix("[router] ready "))["http"]
     finally:
         if process.returncode is None:
             process.send_signal(signal.SIGTERM)
-        rest, _ = await asyncio.wait_for(process.communicate(), READY_SECONDS)
+        log.append("stopping\n")
+        try:
+            rest, _ = await asyncio.wait_for(process.communicate(), STOP_SECONDS)
+        except TimeoutError:
+            process.kill()
+            pytest.fail("".join(log) + "did not stop; still there:\n" + "\n".join(left_behind(folder)))
     assert process.returncode == 128 + signal.SIGTERM, rest.decode()
     assert b"Traceback" not in rest
     assert left_behind(folder) == []
@@ -91,12 +106,14 @@ async def embedded(session: aiohttp.ClientSession, url: str, model: str) -> None
     assert len(content["data"][0]["embedding"]) == 64
 
 
+@pytest.mark.timeout(150)
 @pytest.mark.parametrize("script", WORKERS)
 async def test_it_serves_and_stops_in_order(script: str, tmp_path: Path) -> None:
     async with running(script, tmp_path) as url, aiohttp.ClientSession() as session:
         async with session.get(f"{url}/workers") as reply:
             workers = (await reply.json())["workers"]
-        assert len(workers) == WORKERS[script]
+        assert sorted(worker["role"] for worker in workers) == WORKERS[script]
+        assert all(len(worker["ranks"]) == (2 if "dp_attn" in script else 1) for worker in workers)
         assert all(rank["exact"] for worker in workers for rank in worker["ranks"]) or script == "agg_embed.sh"
         ask = embedded if script == "agg_embed.sh" else answered
         await ask(session, url, workers[0]["model"])

@@ -109,9 +109,13 @@ def complete(arguments: Sequence[str], understood: Understood, wishes: Wishes) -
     launch = Launch(list(arguments), understood)
     _refuse(launch, wishes)
     _pass_on(launch, wishes)
-    _add_addresses(launch)
+    ranks = launch.number("dp_size", 1)
+    first = ports.free_run(
+        3 * ranks + 2
+    )  # one run for all that is added, so that workers that start together do not meet
+    _add_addresses(launch, first + 3 * ranks)
     if not launch.given("is_embedding"):
-        _add_events(launch)
+        _add_events(launch, first, ranks)
         launch.add("page_size", PAGE_SIZE, "SGLang's default depends on the attention backend")
         launch.add(
             *("decode_log_interval", DECODE_LOG_INTERVAL),
@@ -158,12 +162,12 @@ def _pass_on(launch: Launch, wishes: Wishes) -> None:
         launch.add("enable_cache_report", why="where bodies pass through, this is how routers hear of cached tokens")
 
 
-def _add_addresses(launch: Launch) -> None:
-    """Ports of its own for an engine that would take SGLang's default ones from another."""
+def _add_addresses(launch: Launch, first: int) -> None:
+    """Ports of its own, from `first` on, for an engine that would take SGLang's default ones from another."""
     if "port" not in launch.understood.given and not ports.all_free(DEFAULT_PORT):
-        launch.add("port", ports.free_run(1), f"SGLang's default, {DEFAULT_PORT}, is taken")
+        launch.add("port", first, f"SGLang's default, {DEFAULT_PORT}, is taken")
     if launch.given("disaggregation_mode") == "prefill":
-        launch.add("disaggregation_bootstrap_port", ports.free_run(1), "a port of its own, for several on one machine")
+        launch.add("disaggregation_bootstrap_port", first + 1, "a port of its own, for several on one machine")
 
 
 class _EventsConfig(msgspec.Struct):
@@ -172,10 +176,8 @@ class _EventsConfig(msgspec.Struct):
     replay_endpoint: str | None = None
 
 
-def _add_events(launch: Launch) -> None:
-    """Cache events and load, on ports that nobody uses: one a rank for each of events, their replay, and load."""
-    ranks = launch.number("dp_size", 1)
-    first = ports.free_run(3 * ranks)
+def _add_events(launch: Launch, first: int, ranks: int) -> None:
+    """Cache events and load, on ports from `first` on: one a rank for each of events, their replay, and load."""
     given = launch.given("kv_events_config")
     if given is None:
         host = DEFAULT_HOST if launch.understood.binds_addresses else "*"
