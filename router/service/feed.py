@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0)
-SNAPSHOTS_AT_ONCE = 8
+SNAPSHOTS_AT_ONCE = 32
 MARK_GRACE_SECONDS = 0.5
 """A mark may overtake the events that it speaks of: they have so long to come."""
 SILENT_SECONDS = 7.0

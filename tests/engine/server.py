@@ -111,6 +111,11 @@ class EngineServer:
         ]
 
     async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def start(self) -> None:
+        """Start it, at its ports, and wait until it serves."""
         # Cores are given out by hand: SGLang's own binding asserts on machines with few of them.
         cores = os.cpu_count() or 1
         binding = "|".join(str((self._core + rank) % cores) for rank in range(self._ranks))
@@ -129,7 +134,6 @@ class EngineServer:
         except BaseException:
             await self.stop()
             raise
-        return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
