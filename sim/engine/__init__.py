@@ -7,6 +7,7 @@ out of it and what changed in the cache. What drives it decides what time is: `s
 `request`      what is asked, and what comes out
 `pool`         KV memory, counted in pages
 `cache`        the radix tree of cached prefixes: match, insert, lock, evict
+`host`         a second tier of the cache in host memory
 `changes`      what changed in the cache, under SGLang's block ids
 `sampling`     output tokens: a function of the text so far
 `timing/`      how long a step takes: models, and profiles of engines

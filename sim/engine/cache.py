@@ -6,7 +6,7 @@ locked, with all their ancestors. Unlocked leaves are evicted whole, least recen
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 from sortedcontainers import SortedDict
@@ -18,10 +18,22 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from sim.engine.changes import ChangeLog
     from sim.engine.request import Namespace
 
 NO_TOKENS: NDArray[np.uint32] = np.empty(0, np.uint32)
+
+
+class Changes(Protocol):
+    """What is told of changes; see `ChangeLog`."""
+
+    def stored(self, change: Stored) -> None:
+        """New pages."""
+
+    def removed(self, block_ids: list[int]) -> None:
+        """Evicted pages."""
+
+    def cleared(self) -> None:
+        """All pages are gone."""
 
 
 class Node:
@@ -66,7 +78,7 @@ class Insertion(NamedTuple):
 class PrefixCache:
     """Which prefixes are in KV memory. It owns their pages; the caller moves pages between it and the pool."""
 
-    def __init__(self, page_size: int, changes: ChangeLog | None = None) -> None:
+    def __init__(self, page_size: int, changes: Changes | None = None) -> None:
         self.page_size = page_size
         self.evictable_tokens = 0
         self.protected_tokens = 0

@@ -26,6 +26,10 @@ LORA_PREFIX = b"lora\0"
 """Not SGLang's own: its ids for adapters are of another form, and as opaque as all."""
 
 
+DEVICE, HOST = "GPU", "CPU_PINNED"
+"""The tiers, as SGLang calls them."""
+
+
 class Stored(NamedTuple):
     """The cache now holds these consecutive pages."""
 
@@ -35,16 +39,18 @@ class Stored(NamedTuple):
     tokens: NDArray[np.uint32]
     namespace: Namespace
     session_id: str | None = None
+    tier: str = DEVICE
 
 
 class Removed(NamedTuple):
     """The cache no longer holds these pages; leaf nodes first, inside a node from its root side on."""
 
     block_ids: list[int]
+    tier: str = DEVICE
 
 
 class Cleared(NamedTuple):
-    """The cache holds nothing any more."""
+    """The cache holds nothing any more, in no tier."""
 
 
 Change = Stored | Removed | Cleared
@@ -91,13 +97,13 @@ class ChangeLog:
         else:
             self._pending.append(change)
 
-    def removed(self, block_ids: list[int]) -> None:
+    def removed(self, block_ids: list[int], tier: str = DEVICE) -> None:
         """Note evicted pages. O(pages)."""
         tail = self._pending[-1] if self._pending else None
-        if isinstance(tail, Removed):
+        if isinstance(tail, Removed) and tail.tier == tier:
             tail.block_ids.extend(block_ids)
         else:
-            self._pending.append(Removed(block_ids))
+            self._pending.append(Removed(block_ids, tier))
 
     def cleared(self) -> None:
         """Note that everything is gone. O(1)."""
@@ -115,6 +121,7 @@ class ChangeLog:
     def _continues(tail: Stored, change: Stored) -> bool:
         return (
             change.parent_id == tail.block_ids[-1]
+            and change.tier == tail.tier
             and change.namespace == tail.namespace
             and change.session_id == tail.session_id
         )

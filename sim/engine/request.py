@@ -60,6 +60,8 @@ class Output(NamedTuple):
     finish: Finish | None
     queue_seconds: float
     """From submission to first admission."""
+    host_tokens: int = 0
+    """Of the cached ones, those that were loaded from host memory."""
 
 
 @dataclass(slots=True, eq=False)
@@ -81,6 +83,10 @@ class Sequence:
     computed: int = 0
     """Tokens of KV in all."""
     private_pages: int = 0
+    loaded: int = 0
+    """Tokens of KV that were loaded back from host memory at the first admission."""
+    loading: int = 0
+    """Of them, those that the next prefill waits for."""
     extend: int = 0
     """Tokens to compute in the prefill at hand."""
     first_match: int | None = None

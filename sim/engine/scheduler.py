@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from sim.engine.admission import NewTokenRatio, PrefillBudget, reserved_tokens
-from sim.engine.cache import PrefixCache
+from sim.engine.cache import Match, PrefixCache
 from sim.engine.changes import ChangeLog
 from sim.engine.config import FIXED_LENGTHS_KNOWN, LEAVING_NOTICED_AT_ONCE, EngineConfig
+from sim.engine.host import HostTier
 from sim.engine.pool import PagePool
 from sim.engine.queue import WaitingQueue
 from sim.engine.request import Finish, Output, Request, Sequence
@@ -109,6 +110,9 @@ class Engine:
         self._pool = PagePool(self.config.capacity_tokens, self.config.page_size)
         self._changes = ChangeLog()
         self._cache = PrefixCache(self.config.page_size, self._changes if self.config.record_changes else None)
+        changes = self._changes if self.config.record_changes else None
+        host_tokens = self.config.host_tokens
+        self._host = HostTier(host_tokens, self.config.page_size, changes) if host_tokens else None
         self._sampler = Sampler(self.config.vocabulary, self.config.seed)
         self._sequences: dict[str, Sequence] = {}
         self._waiting = WaitingQueue()
@@ -192,10 +196,14 @@ class Engine:
         if self.busy:
             return False
         self._pool.give(self._cache.clear() // self.config.page_size)
+        if self._host is not None:
+            self._host.clear()
         return True
 
     def step(self, now: float) -> Step:
         """Do the next thing: a prefill if one is admitted, else one token for each running request, else nothing."""
+        if self._host is not None:
+            self._host.write()
         outputs = self._reap()
         if self._in_flight is None:
             self._in_flight = self._launch(now)
@@ -318,6 +326,8 @@ class Engine:
     def _try_admit(self, sequence: Sequence, batch: list[Sequence], budget: PrefillBudget) -> bool:
         # At least one token is computed, for something must be computed to sample from.
         match = self._cache.match(sequence.tokens(sequence.length - 1), sequence.request.namespace)
+        if self._host is not None:
+            match = self._load_back(sequence, match, self._host)
         sequence.last_match = match.tokens
         self._cache.lock(match.node)
         alone = not batch and not self._running  # an empty engine takes whatever passed validation
@@ -334,6 +344,20 @@ class Engine:
             return False
         batch.append(sequence)
         return True
+
+    def _load_back(self, sequence: Sequence, match: Match, host: HostTier) -> Match:
+        """Have on the device what the host tier holds beyond it, if there is room."""
+        held = host.found(sequence, match.tokens)
+        pages = (held - match.tokens) // self.config.page_size
+        self._cache.lock(match.node)
+        fits = pages > 0 and self._make_room(pages)
+        self._cache.unlock(match.node)
+        if not fits:
+            return match
+        self._pool.take(pages)
+        inserted = self._cache.insert(sequence.tokens(held), sequence.request.namespace)
+        sequence.loaded = sequence.loading = held - match.tokens
+        return Match(inserted.node, held)
 
     def _enter(self, sequence: Sequence, now: float) -> None:
         """Note a request's first admission."""
@@ -380,9 +404,17 @@ class Engine:
                 self._running.append(sequence)
         self._decodes_since_prefill = 0
         all_new, all_prefix = new + [1] * len(decoding), prefix + [sequence.computed - 1 for sequence in decoding]
-        duration = self.config.timing.prefill_seconds(all_new, all_prefix)
+        duration = self.config.timing.prefill_seconds(all_new, all_prefix) + self._loading_seconds(batch)
         self._totals.prefilled(sum(new), sum(prefix), duration)
         return Batch(StepKind.PREFILL, [*batch, *decoding], decoding, self._chunked, duration, load)
+
+    def _loading_seconds(self, batch: list[Sequence]) -> float:
+        """What this prefill waits for prefixes from host memory."""
+        tokens = 0
+        for sequence in batch:
+            tokens += sequence.loading
+            sequence.loading = 0
+        return tokens * self.config.load_back_token_seconds
 
     def _mixed_in(self) -> list[Sequence]:
         """Running requests that decode along with a prefill, if there is memory for all of them."""
@@ -492,7 +524,13 @@ class Engine:
 
     def _output(self, sequence: Sequence, token: int | None, finish: Finish | None) -> Output:
         return Output(
-            sequence.request.rid, token, sequence.first_match or 0, sequence.retractions, finish, sequence.queue_seconds
+            sequence.request.rid,
+            token,
+            sequence.first_match or 0,
+            sequence.retractions,
+            finish,
+            sequence.queue_seconds,
+            sequence.loaded,
         )
 
     # Memory
@@ -540,6 +578,8 @@ class Engine:
             return
         request = sequence.request
         inserted = self._cache.insert(sequence.tokens(full), request.namespace, request.session_id)
+        if self._host is not None:
+            self._host.write_later(sequence.tokens(full), request.namespace)
         handed = (full - sequence.cached) // page
         self._pool.give(handed - inserted.new_tokens // page)
         sequence.private_pages -= handed
@@ -584,6 +624,8 @@ class Engine:
     def _check(self) -> None:
         """Assert every invariant. O(nodes + requests)."""
         self._cache._check()  # noqa: SLF001 - invariants of a part are part of ours
+        if self._host is not None:
+            self._host._check()  # noqa: SLF001
         private = sum(sequence.private_pages for sequence in self._sequences.values())
         cached_pages = self._cache.cached_tokens // self.config.page_size
         assert self._pool.free_pages + private + cached_pages == self._pool.pages, "tokens were lost or made up"

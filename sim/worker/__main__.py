@@ -100,6 +100,9 @@ def parser() -> Parser:
     add("--expert-distribution-recorder-mode", metavar="MODE", help="without it, a question for the record kills it")
     add("--tool-call-parser", metavar="NAME", help="say that tool calls are parsed so (nothing parses them)")
     add("--reasoning-parser", metavar="NAME", help="say that reasoning is parsed so (nothing parses it)")
+    add("--enable-hierarchical-cache", action="store_true", help="a second tier of the cache in host memory (HiCache)")
+    add("--hicache-ratio", type=positive_number, default=2.0, metavar="X", help="its size, in those of the KV pool (2)")
+    add("--hicache-write-policy", choices=("write_through",), default="write_through", help="the only one modelled")
     add(
         "--disaggregation-mode",
         choices=("null", "prefill", "decode"),
@@ -157,6 +160,7 @@ def configure(options: argparse.Namespace) -> WorkerConfig:
     :raises ValueError: see `WorkerConfig` and `timing_of`.
     """
     values = sglang_options.translate(vars(options))
+    del values["hicache_write_policy"]
     del values["log_level"]
     speed = values["speed"]
     timing = timing_of(*(values.pop(n) for n in ("profile", "speed", "prefill_tokens_per_second", "decode_step_ms")))

@@ -65,6 +65,10 @@ class WorkerConfig:
     tool_call_parser: str | None = None
     """Only said, of itself; so the next."""
     reasoning_parser: str | None = None
+    enable_hierarchical_cache: bool = False
+    """HiCache: a tier in host memory, written through to."""
+    hicache_ratio: float = 2.0
+    """Its size, in those of the device's."""
     disaggregation_mode: Literal["null", "prefill", "decode"] = "null"
     """Which part of a request it does; null: all of it."""
     disaggregation_bootstrap_port: int | None = None
@@ -97,6 +101,8 @@ class WorkerConfig:
         for name in ("bootstrap_timeout_seconds", "waiting_timeout_seconds"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+        if self.hicache_ratio <= 0:
+            raise ValueError(f"hicache_ratio must be positive, not {self.hicache_ratio}")
         if self.is_embedding and self.disaggregation_mode != "null":
             raise ValueError(
                 f"disaggregation_mode is for generation, and is_embedding is set, not {self.disaggregation_mode}"
@@ -139,6 +145,7 @@ class WorkerConfig:
         """
         return EngineConfig(
             capacity_tokens=self.max_total_tokens,
+            host_tokens=int(self.hicache_ratio * self.max_total_tokens) if self.enable_hierarchical_cache else 0,
             page_size=self.page_size,
             chunked_prefill_tokens=self.chunked_prefill_size,
             max_running_requests=self.max_running_requests,

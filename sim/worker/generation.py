@@ -171,6 +171,7 @@ class Generation:
     def meta_info(self) -> dict[str, Any]:
         """SGLang's `meta_info`, as far as it is known by now."""
         cached = self.cached_tokens
+        host = self.last.host_tokens if self.last else 0
         begun = self.received_at + (self.last.queue_seconds if self.last else 0.0)
         info: dict[str, Any] = {
             "id": self.request.rid,
@@ -186,7 +187,7 @@ class Generation:
             "reasoning_tokens": 0,
             "completion_tokens": len(self.output_ids),
             "cached_tokens": cached,
-            "cached_tokens_details": {"device": cached, "host": 0} if cached else None,
+            "cached_tokens_details": {"device": cached - host, "host": host} if cached else None,
             "dp_rank": self.rank.number if self.tell_rank else None,
         }
         if len(self.output_ids) == 1 or self.finish is not None:

@@ -27,6 +27,8 @@ WITHOUT_EFFECT = (
     "--max-loras-per-batch",
     "--max-lora-rank",
     "--disaggregation-transfer-backend",
+    "--hicache-io-backend",
+    "--hicache-mem-layout",
     "--disaggregation-ib-device",
     "--hicache-ratio",
     "--hicache-size",

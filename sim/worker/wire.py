@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 OLDEST = (0, 5, 6)
 """Before it block ids were another function of the tokens."""
-MEDIUM = "GPU"
 LOAD_TOPIC = b"load"
 END_OF_REPLAY = b"\xff" * 8
 
@@ -90,7 +89,7 @@ class Dialect:
     def _parts(self, change: Change, page_size: int) -> Iterator[Change]:
         """One change for each event that this version makes of it."""
         if isinstance(change, Removed) and not self.removals_joined:
-            yield from (Removed([block_id]) for block_id in change.block_ids)
+            yield from (Removed([block_id], change.tier) for block_id in change.block_ids)
         elif isinstance(change, Stored) and not self.stores_joined:
             parents = [change.parent_id, *change.block_ids]
             for index, block_id in enumerate(change.block_ids):
@@ -109,19 +108,19 @@ class Dialect:
                     "token_ids": change.tokens.tolist(),
                     "block_size": page_size,
                     "lora_id": None,
-                    "medium": MEDIUM,
+                    "medium": change.tier,
                 }
                 optional = {"cache_salt": change.namespace.cache_salt, "session_id": change.session_id}
                 if self.lora:
                     optional["lora_name"] = change.namespace.lora_name
                 return event | {key: value for key, value in optional.items() if value is not None}
             case Removed():
-                return {"type": "BlockRemoved", "block_hashes": change.block_ids, "medium": MEDIUM}
+                return {"type": "BlockRemoved", "block_hashes": change.block_ids, "medium": change.tier}
             case Cleared():
                 return {"type": "AllBlocksCleared"}
 
     def _array(self, change: Change, page_size: int) -> list[Any]:
-        medium = [MEDIUM] if self.medium else []
+        medium = [change.tier] if self.medium and not isinstance(change, Cleared) else []
         match change:
             case Stored():
                 tokens = change.tokens.tolist()

@@ -26,9 +26,11 @@ STALL_WEIGHT = 1 / 50
 """… and that much more for every request there: a prefill stalls them all."""
 CONTEXT_WEIGHT = 1 / 10
 """A token of KV in use slows down every decode step, and is one less to be had: that part of a token of prefill."""
-HOST_CREDIT = 0.75
-DISK_CREDIT = 0.25
-"""Part of a block's prefill that is saved by loading it from there: Dynamo's values, for want of a measurement."""
+HOST_COST = 1 / 8
+"""Loading a block from host memory takes so much of its prefill. An 8B model's KV is 128 KiB a token: 2.5 µs over a link of
+52.6 GB/s (PCIe 5 and pinned memory, by benchmarks/load_back.py on an H100), where computing it takes 22.7 µs (44,000 tokens/s)."""
+DISK_COST = 3 / 4
+"""The same from a disk of 8 GB/s; not measured."""
 
 
 class Warm(Policy):
@@ -52,8 +54,8 @@ class Warm(Policy):
             fleet.active_requests,
             fleet.context_tokens,
             fleet.prefill_rate,
-            (1 - HOST_CREDIT) * fleet.block_size,
-            (1 - DISK_CREDIT) * fleet.block_size,
+            HOST_COST * fleet.block_size,
+            DISK_COST * fleet.block_size,
             WORK_WEIGHT,
             STALL_WEIGHT if decodes else 0.0,
             CONTEXT_WEIGHT if decodes else 0.0,

@@ -42,7 +42,7 @@ def test_predictions_count_in_full_and_slower_tiers_in_part(request_of: RequestO
         scores(view_of(request, 1, **{kind: 10}), request)[0]
         for kind in ("device_blocks", "predicted_blocks", "host_blocks", "disk_blocks")
     ]
-    assert kinds == pytest.approx([0.003, 0.003, 0.483, 1.443])
+    assert kinds == pytest.approx([0.003, 0.003, 0.243, 1.443])
 
 
 def test_the_engine_is_believed_when_it_reports_more(request_of: RequestOf, view_of: ViewOf) -> None:
