@@ -1,9 +1,9 @@
-"""How fast KV comes back from host memory: what a block of a host tier costs against computing it (`HOST_COST` of the policy `warm`).
+"""How fast KV comes back from host memory: what a block there costs against computing it (`HOST_COST` of the policy `warm`).
 
     python -m benchmarks.load_back        needs torch and a GPU
 
-Two ways: one copy, as fast as the link is; and page by page and layer by layer, each a copy of its own, as SGLang's `direct` backend
-does it (its `kernel` backend gathers, and comes close to the first).
+Two ways: a layer at once, as fast as the link is; and page by page, each a copy of its own, as SGLang's `direct` backend does it
+(its `kernel` backend gathers, and comes close to the first).
 """
 
 from __future__ import annotations
