@@ -47,6 +47,8 @@ class Booking:
     output_tokens: int = 0
     author: str = ""
     """The router that booked it; empty: this one. All weigh the same."""
+    opaque: bool = False
+    """Nothing is seen of it before it is over."""
 
     @property
     def predicted(self) -> NDArray[np.uint64]:

@@ -47,3 +47,5 @@ class RoutingRequest:
     """Only targets that serve this model may take it. None: any."""
     part: Part = Part.WHOLE
     """Only targets that do this part may take it."""
+    opaque: bool = False
+    """Nothing is seen of it before it is over: its silence says nothing of its target."""

@@ -606,6 +606,7 @@ class Scheduler:
             predicted_to=min(len(request.hashes), self._cacheable_blocks(slot, request.prompt_tokens)),
             prefilling=prefills,
             author=author,
+            opaque=request.opaque,
         )
         if prefills:
             self._rates.started(slot, now)

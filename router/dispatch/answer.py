@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 RANK_HEADER = "X-Data-Parallel-Rank"
 """As SGLang reads it: the body stays as the client sent it."""
+EVENT_END = b"\n\n"
 MAX_REPLY_BYTES = 1024**3
 USAGE_TAIL_BYTES = 8192
 
@@ -67,6 +68,7 @@ class Answer:
         self._url = ""
         self._first: FirstContent | None = FirstContent()
         self._tail = b""
+        self._events = 0
         self._booked = True
         self._complete = False
 
@@ -179,8 +181,12 @@ class Answer:
 
     def _look(self, data: bytes) -> None:
         """See what the scheduler should know of a part of a stream; it is not changed."""
-        if self._first is not None and self._first.feed(data):
-            self._begun(self._first.usage)
+        if self._first is not None:
+            if self._first.feed(data):
+                self._begun(self._first.usage)
+        else:
+            self._events += data.count(EVENT_END)  # a token each, as a rule
+            self._desk.scheduler.progress(self._request.request_id, self._events)
         if self._request.reports_usage:
             self._tail = (self._tail + data)[-USAGE_TAIL_BYTES:]
 

@@ -78,7 +78,14 @@ class Relay:
         failures = 0
         last: EngineError | None = None
         while True:
-            routing = RoutingRequest(request.request_id, hashes, prompt_tokens, excluded=excluded, model=request.model)
+            routing = RoutingRequest(
+                request.request_id,
+                hashes,
+                prompt_tokens,
+                excluded=excluded,
+                model=request.model,
+                opaque=not request.streams,
+            )
             answer = self._answer(request, self._placements.place(routing, last, may_pair=request.divisible))
             try:
                 await answer.begin()

@@ -98,6 +98,7 @@ class WorkerHealth:
         self._options = options or HealthOptions()
         self._patients: dict[Target, _Patient] = {}
         self._where: dict[str, Target] = {}  # requests in flight
+        self._unwatched: set[str] = set()  # those of them whose silence says nothing
         scheduler.observers.append(self)
 
     def __repr__(self) -> str:
@@ -150,9 +151,10 @@ class WorkerHealth:
 
     def booked(self, target: Target, booking: Booking) -> None:
         """A request was sent there."""
-        if not booking.prefilling:
+        if not booking.prefilling or booking.opaque:
             self._where[booking.request_id] = target
-            return  # a decode side waits for its prefill side: its silence says nothing
+            self._unwatched.add(booking.request_id)
+            return  # a decode side waits for its prefill side, and what is opaque shows nothing: its silence says nothing
         patient = self._patient(target)
         if not patient.in_flight:
             patient.progressed_at = self._clock()
@@ -174,12 +176,14 @@ class WorkerHealth:
     def freed(self, request_id: str, *, failed: bool) -> None:
         """It is over."""
         target = self._where.pop(request_id, None)
+        watched = request_id not in self._unwatched
+        self._unwatched.discard(request_id)
         patient = self._patients.get(target) if target is not None else None
         if target is None or patient is None:
             return
         if not (failed or patient.in_flight) and patient.phase is Phase.PROBATION:
             self._admit(target, patient)  # a decode side that delivered
-        patient.in_flight = max(0, patient.in_flight - 1)
+        patient.in_flight = max(0, patient.in_flight - watched)
         if not failed:
             patient.progressed_at = self._clock()
         if patient.probe == request_id:

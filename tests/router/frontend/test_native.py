@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from router.core import Target
 from sim.worker import FakeWorker, WorkerConfig
 from tests.router.frontend.fleet import TOKENIZER, Routed, routed
 
@@ -38,6 +39,20 @@ async def test_answers_are_the_engines_own_whole_and_streamed() -> None:
     assert "warmpath_prompt_tokens_total 200.0" in text
     assert "warmpath_cached_tokens_total 96.0" in text
     assert "warmpath_completion_tokens_total 12.0" in text
+
+
+async def test_a_stream_that_passes_through_shows_that_its_worker_is_alive() -> None:
+    sampling = {"max_new_tokens": 100, "ignore_eos": True}
+    async with FakeWorker(WorkerConfig(served_model_name="m")) as fake, routed(fake.url) as router:
+        target = Target(fake.url.removeprefix("http://"), 0)
+        body = {"input_ids": IDS, "sampling_params": sampling, "stream": True}
+        seen = []
+        async with router.session.post(f"{router.url}/generate", json=body) as reply:
+            async for _ in reply.content:
+                seen.append(router.roster._scheduler.progress_of(target))
+        progress = [look.progress for look in seen if look is not None]
+    assert progress == sorted(progress)
+    assert len(set(progress)) > 10
 
 
 @pytest.mark.parametrize("as_text", [False, True])

@@ -47,10 +47,10 @@ class Clinic:
         self.asked += 1
         return self.answers
 
-    def place(self, target: Target, tokens: int = 100) -> str:
+    def place(self, target: Target, tokens: int = 100, *, opaque: bool = False) -> str:
         request_id = f"r{next(self.numbers)}"
         hashes = np.zeros(0, np.uint64)
-        self.scheduler.place(RoutingRequest(request_id, hashes, tokens, pinned=target), self.now)
+        self.scheduler.place(RoutingRequest(request_id, hashes, tokens, pinned=target, opaque=opaque), self.now)
         return request_id
 
     def available(self, target: Target) -> bool:
@@ -166,6 +166,18 @@ async def test_a_long_prefill_is_no_stall(clinic: Clinic) -> None:
     assert clinic.stalled == []
     silence(clinic, 3)
     assert clinic.stalled == [A]
+
+
+async def test_what_shows_nothing_before_its_end_is_no_stall_and_hides_none(clinic: Clinic) -> None:
+    whole = clinic.place(A, opaque=True)
+    clinic.now += 1000
+    clinic.health.sweep()
+    assert clinic.available(A)
+    clinic.place(A)
+    clinic.scheduler.free(whole, clinic.now)
+    clinic.now += 1000
+    clinic.health.sweep()
+    assert not clinic.available(A)
 
 
 async def test_an_idle_worker_is_well_however_long(clinic: Clinic) -> None:
