@@ -73,6 +73,9 @@ bench-soak: $(STAMP) ## 2 million unique prompts through mirror and index: memor
 bench-recovery: $(STAMP) ## a router that starts, in step with 2 million blocks: from the broker's history, from the adapters
 	$(BIN)/python -m benchmarks.recovery --json benchmarks/results/recovery.json
 
+bench-replay: $(BENCH) ## TRACE=FILE: a Mooncake trace through our simulator and Dynamo's
+	$(BIN)/python -m benchmarks.replay $(TRACE) --json benchmarks/results/replay.json
+
 bench-live: $(STAMP) ## TRACE=FILE: a slice of a Mooncake trace through the whole live stack
 	$(BIN)/python -m benchmarks.live $(TRACE)
 

@@ -39,9 +39,11 @@ class EngineFleet:
 
     A *sequence* is a request in an engine: row `leg · n + request` of `sequences`, n being the number of requests of the content.
 
-    :param configs: one per engine. `record_changes`, the vocabulary and the end of outputs do not matter here.
+    :param configs: one per engine. `record_changes` and the vocabulary do not matter here; every output is as long as was asked
+        for, and all engines know that (SGLang's `ignore_eos`).
     :param legs: how often a request can be in engines at once.
     :param event_loss: share of publications that are lost, by chance from `seed`.
+    :raises ValueError: a configuration asks for what only the reference engine does.
     """
 
     def __init__(
@@ -53,6 +55,8 @@ class EngineFleet:
         event_loss: float = 0.0,
         seed: int = 0,
     ) -> None:
+        for config in configs:
+            _check(config)
         self.configs = tuple(configs)
         self.content = content
         self._limits = [(config.max_input_tokens, config.max_sequence_tokens) for config in configs]
@@ -251,6 +255,12 @@ def gap_edges() -> NDArray[np.float64]:
     bins = np.arange(kernels.GAP_BINS + 1)
     edges: NDArray[np.float64] = 2.0 ** (bins // 16 - 20) * (1 + bins % 16 / 16)
     return edges
+
+
+def _check(config: EngineConfig) -> None:
+    for field, only in (("schedule_policy", "fcfs"), ("enable_mixed_chunk", False), ("eos_after_tokens", None)):
+        if getattr(config, field) != only:
+            raise ValueError(f"{field} must be {only} here, not {getattr(config, field)}: the kernels know no other")
 
 
 def _longer(rows: NDArray[Any], length: int) -> NDArray[Any]:

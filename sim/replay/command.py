@@ -67,6 +67,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     fleet.add_argument("--page-size", type=positive, default=64, help="tokens in a page of its cache (default: 64)")
     fleet.add_argument("--chunked-prefill-size", type=positive, default=8192, help="(default: 8192)")
     fleet.add_argument("--max-running-requests", type=positive, default=None, help="(default: as SGLang)")
+    fleet.add_argument(
+        "--disable-overlap-schedule", action="store_true", help="plan a step only when the one before it is done"
+    )
+    fleet.add_argument("--sglang-version", default="0.5.23", help="whose scheduler it is (default: 0.5.23)")
     fleet.add_argument("--block-size", type=positive, default=64, help="tokens in a routing block (default: 64)")
     fleet.add_argument("--routers", type=positive, default=1, metavar="K", help="each knows its own bookings only")
     events = parser.add_argument_group("events and faults")
@@ -170,6 +174,8 @@ def _settings(options: argparse.Namespace) -> Settings:
             chunked_prefill_tokens=options.chunked_prefill_size,
             max_running_requests=options.max_running_requests,
             context_length=options.capacity_tokens,
+            overlap_schedule=not options.disable_overlap_schedule,
+            version=options.sglang_version,
             timing=profile.load(options.profile).timing,
         )
         return Settings(

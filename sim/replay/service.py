@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from router.core import NoTarget, RoutingRequest
+from sim.engine import FrontDoor
 from sim.fleet import Content, EngineFleet
 from sim.fleet.kernels import FIRST_TOKEN
 from sim.replay.outcome import NOWHERE
@@ -71,6 +72,7 @@ class Service:
         self.columns = Columns(len(trace))
         self.busy_seconds = np.zeros((2, len(settings.parts)))
         """In prefill and in decode, of processes that are gone."""
+        self._doors = [FrontDoor(settings.engine.timing) for _ in settings.parts]
         self._lookahead = lookahead
         self._progress_at = self._heard_at = -math.inf
 
@@ -156,9 +158,9 @@ class Service:
 
     def submit(self, request: int, worker: int, now: float, prompt_tokens: int, output_tokens: int) -> bool:
         """Send a request to a worker; whether it takes it."""
-        starts = now + self.settings.engine.timing.request_seconds(prompt_tokens)
+        reaches = self._doors[worker].arrival(now, prompt_tokens)
         try:
-            self.fleet.submit(request, worker, starts, prompt_tokens, output_tokens)
+            self.fleet.submit(request, worker, reaches, prompt_tokens, output_tokens)
         except ValueError:
             self.columns.failed[request] = True
             self.routers[request].free(str(request), now, failed=True)
@@ -193,6 +195,7 @@ class Service:
         self.busy_seconds[:, worker] += engine["prefill_seconds"], engine["decode_seconds"]
         orphans: list[int] = self.fleet.clear(worker).tolist()
         self.routers.remove(worker)
+        self._doors[worker] = FrontDoor(self.settings.engine.timing)
         return orphans
 
     def place_again(self, sequence: int, now: float) -> None:
