@@ -1,4 +1,4 @@
-"""A real engine of two ranks is flushed while idle, killed, and started again: what the router believes is what it then reuses."""
+"""Real engines that are flushed while idle, killed, started again, or spill to host memory: belief equals what is reused."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 
 from launch.stack import Stack
-from tests.engine.server import MODEL_NAME, EngineServer
+from tests.engine.server import HOST_TIER, MODEL_NAME, EngineServer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,7 +25,8 @@ PATIENCE_SECONDS = 60.0
 class Site:
     """A router over one engine."""
 
-    def __init__(self, url: str, engine: EngineServer, session: aiohttp.ClientSession) -> None:
+    def __init__(self, url: str, engine: EngineServer, session: aiohttp.ClientSession, ranks: int = RANKS) -> None:
+        self._ranks = ranks
         self.url = url
         self.engine = engine
         self.session = session
@@ -37,10 +38,15 @@ class Site:
             return dict(reply.headers), await reply.json()
 
     async def believed(self, prompt: list[int]) -> list[int]:
-        """Leading tokens of a prompt that the router believes cached, by rank."""
+        """Leading tokens of a prompt that the router believes cached on the device, by rank."""
+        return [device for device, _ in await self.tiers(prompt)]
+
+    async def tiers(self, prompt: list[int]) -> list[tuple[int, int]]:
+        """Leading tokens of a prompt that the router believes cached on the device, and further ones on the host, by rank."""
         _, decision = await self.post(f"{self.url}/explain", {"input_ids": prompt, "model": MODEL_NAME})
-        rows = {row["target"]["rank"]: row["device_blocks"] * BLOCK for row in decision["candidates"]}
-        return [rows[rank] for rank in range(RANKS)]
+        rows = {row["target"]["rank"]: row for row in decision["candidates"]}
+        found = [(rows[rank]["device_blocks"], rows[rank]["host_blocks"]) for rank in range(self._ranks)]
+        return [(device * BLOCK, host * BLOCK) for device, host in found]
 
     async def ask(self, prompt: list[int]) -> tuple[int, int]:
         """Through the router: the rank that answered, and what it had cached."""
@@ -51,9 +57,10 @@ class Site:
 
     async def settle(self) -> None:
         """Wait until all that each rank has done so far is in the index."""
-        for rank in range(RANKS):
+        for rank in range(self._ranks):
             prompt = [2000 + next(self._barriers), *[2041] * (2 * BLOCK)]
-            body = {"input_ids": prompt, "sampling_params": {"max_new_tokens": 1}, "routed_dp_rank": rank}
+            body = {"input_ids": prompt, "sampling_params": {"max_new_tokens": 1}}
+            body |= {"routed_dp_rank": rank} if self._ranks > 1 else {}
             await self.post(f"{self.engine.url}/generate", body)
             await self.until(lambda prompt=prompt, rank=rank: self._knows(prompt, rank))
 
@@ -117,3 +124,26 @@ async def test_an_engine_that_is_flushed_and_killed_leaves_no_ghosts(tmp_path: P
         (after,) = await site.workers()
         assert after["epoch"] > before["epoch"]
         await check_prompts(site, 0)
+
+
+async def test_what_goes_to_host_memory_is_believed_there_and_reused(tmp_path: Path) -> None:
+    options = ("--enable-hierarchical-cache", "--hicache-io-backend", "direct", "--hicache-mem-layout", "layer_first")
+    async with (
+        EngineServer(tmp_path, *options, page_size=PAGE, pool_tokens=1024, variables=HOST_TIER) as engine,
+        Stack(tmp_path / "stack", workers=0, block_size=BLOCK) as stack,
+        aiohttp.ClientSession() as session,
+    ):
+        adapter = await stack.attach(engine.url, "adapter")
+        await adapter.ready()
+        router = await stack.route("--min-workers", "1")
+        site = Site(router.announced["http"], engine, session, ranks=1)
+        prompts = [[3 + number, *range(100 + number, 339 + number)] for number in range(8)]
+        from_host = 0
+        for prompt in [*prompts, *prompts, prompts[-1], prompts[0]]:  # 1,920 tokens over 1,024 on the device
+            await site.settle()
+            ((device, host),) = await site.tiers(prompt)
+            _, cached = await site.ask(prompt)
+            most = (len(prompt) - 1) // PAGE * PAGE  # the last token is always computed
+            assert min(device + host, most) == cached, (device, host, cached)
+            from_host += host > 0
+        assert from_host > 0
