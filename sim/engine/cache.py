@@ -190,10 +190,10 @@ class PrefixCache:
             child = node.children.get(self._first_page(tokens[position:]))
             if child is None:
                 break
+            self._touch(child)  # whole: what a split cuts off counts as used too
             common = self._common(child.tokens, tokens[position:])
             if common < len(child.tokens):
                 child = self._split(child, common)
-            self._touch(child)
             position += common
             node = child
         return node, position

@@ -140,3 +140,13 @@ def test_clear_refuses_while_locked():
     with pytest.raises(RuntimeError, match="1 tokens of the cache are in use"):
         cache.clear()
     assert repr(cache) == "<PrefixCache: 1 tokens in use, 0 evictable>"
+
+
+def test_what_a_split_cuts_off_counts_as_used():
+    cache = PrefixCache(PAGE)
+    cache.insert(array([1, 2, 3, 4]), PLAIN)
+    cache.insert(array([7, 8, 9, 9]), PLAIN)
+    assert cache.match(array([1, 2, 5]), PLAIN).tokens == 2  # cuts the older prefix
+    cache.evict(1)
+    assert cache.match(array([7, 8, 9, 9]), PLAIN).tokens == 0
+    assert cache.match(array([1, 2, 3, 4]), PLAIN).tokens == 4
