@@ -52,6 +52,7 @@ class AdminRoutes:
             web.get("/v1/loads", self.loads),
             web.get("/metrics", self.metrics),
             web.post("/abort_request", self.abort),
+            *(web.post(path, self.tokenize) for path in ("/v1/tokenize", "/tokenize")),
             *(method("/flush_cache", self.flush) for method in (web.get, web.post)),
             web.get("/_cache", self.cache),
             web.get("/_fault", self.faults),
@@ -250,6 +251,19 @@ class AdminRoutes:
     async def metrics(self, _: web.Request) -> web.Response:
         """Prometheus."""
         return web.Response(body=self._service.metrics.render(), headers={"Content-Type": PROMETHEUS})
+
+    async def tokenize(self, http: web.Request) -> web.Response:
+        """A text's tokens."""
+        model = self._service.text_model
+        if model is None:
+            return native_error("no tokenizer was loaded (skip_tokenizer_init)")
+        try:
+            body = await read_body(http)
+            special = typed(body, "add_special_tokens", bool, default=True)
+            tokens = model.encode(typed(body, "prompt", str), special=special).tolist()
+        except ValueError as error:
+            return native_error(str(error))
+        return json_reply({"tokens": tokens, "count": len(tokens), "max_model_len": self._config.longest_context})
 
     async def abort(self, http: web.Request) -> web.Response:
         """End one request, or all."""

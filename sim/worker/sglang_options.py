@@ -27,20 +27,16 @@ WITHOUT_EFFECT = (
     "--max-loras-per-batch",
     "--max-lora-rank",
     "--disaggregation-transfer-backend",
+    "--disaggregation-ib-device",
+    "--hicache-size",
     "--hicache-io-backend",
     "--hicache-mem-layout",
-    "--disaggregation-ib-device",
-    "--hicache-ratio",
-    "--hicache-size",
-    "--hicache-write-policy",
-    "--hicache-io-backend",
 )
 """They take a value."""
 SWITCHES_WITHOUT_EFFECT = (
     "--trust-remote-code",
     "--enable-metrics",
     "--enable-dp-attention",
-    "--enable-hierarchical-cache",
     "--skip-server-warmup",
 )
 

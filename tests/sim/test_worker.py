@@ -165,6 +165,22 @@ async def test_the_openai_client_talks_to_it(start):
             await api.completions.create(model="tinymodel", prompt=[5] * 40_000)
 
 
+async def test_a_text_is_tokenized_as_a_prompt_is(start):
+    client = await start()
+    text = "What is the weather like?"
+    asked = {"prompt": text, "add_special_tokens": False}
+    status, plain = await client.post("/v1/tokenize", asked)
+    tokens = json.loads(plain)["tokens"]
+    assert (status, json.loads(plain)["count"]) == (200, len(tokens))
+    _, special = await client.post("/tokenize", {"prompt": text})
+    _, answer = await client.post("/generate", {"text": text, "sampling_params": {"max_new_tokens": 1}})
+    assert json.loads(special)["count"] == json.loads(answer)["meta_info"]["prompt_tokens"]
+    assert json.loads(special)["tokens"][-len(tokens) :] == tokens
+    assert (await client.post("/v1/tokenize", {"prompt": 5}))[0] == 400
+    client = await start(skip_tokenizer_init=True)
+    assert (await client.post("/v1/tokenize", asked))[0] == 400
+
+
 async def test_a_chat_goes_on_where_the_cache_ends(start):
     client = await start(enable_cache_report=True, page_size=1)
     messages = [{"role": "user", "content": "Tell me about the castle by the river."}]
