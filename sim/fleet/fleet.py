@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _NODES, _CHANGES, _LOADS, _NOTICES = 1 << 10, 1 << 12, 1 << 10, 1 << 10
 """Rows to begin with; arrays double when the kernels ask for more."""
+_ONLY = {"schedule_policy": "fcfs", "enable_mixed_chunk": False, "eos_after_tokens": None, "host_tokens": 0}
+"""Options of which the kernels know one value."""
 _TAKEN_HASHES, _TAKEN_RUNS = 1 << 16, 1 << 10
 """Changes are handed over in portions of at most so many hashes (or one change's), and so many runs."""
 
@@ -258,7 +260,7 @@ def gap_edges() -> NDArray[np.float64]:
 
 
 def _check(config: EngineConfig) -> None:
-    for field, only in (("schedule_policy", "fcfs"), ("enable_mixed_chunk", False), ("eos_after_tokens", None)):
+    for field, only in _ONLY.items():
         if getattr(config, field) != only:
             raise ValueError(f"{field} must be {only} here, not {getattr(config, field)}: the kernels know no other")
 

@@ -50,7 +50,7 @@ class Replay:
         self._sent_seconds = np.full(len(trace), np.nan)
         self._planned: list[_Action] = []
         self._plans = 0
-        self._samples: list[tuple[float, NDArray[np.void]]] = []
+        self._samples: list[tuple[float, NDArray[np.int64]]] = []
         self._last_arrival = float(trace.arrival_seconds.max(initial=0.0))
 
     def run(self, progress: Callable[[float], None] | None = None) -> Outcome:
@@ -115,7 +115,7 @@ class Replay:
 
     def _sample(self, progress: Callable[[float], None] | None, now: float) -> None:
         """Look at the fleet; again later, as long as anything is to come."""
-        self._samples.append((now, self._service.fleet.engines.copy()))
+        self._samples.append((now, _sampled(self._service.fleet.engines)))
         if progress is not None:
             progress(min(1.0, now / max(self._last_arrival, 1e-9)))
         if self._service.fleet.next_step() < math.inf or self._planned or now < self._last_arrival:
@@ -170,15 +170,17 @@ def replay(
     return Replay(trace, make_policy, settings or Settings(), label or make_policy().name).run(progress)
 
 
-def _samples(taken: list[tuple[float, NDArray[np.void]]]) -> Samples:
-    rows = np.array([engines for _, engines in taken])
-    return Samples(
-        sample_seconds=np.array([at for at, _ in taken]),
-        running=rows["running"].copy(),
-        waiting=rows["waiting_requests"].copy(),
-        used_tokens=rows["capacity_tokens"] - rows["free_tokens"] - rows["evictable_tokens"],
-        cached_tokens=rows["evictable_tokens"] + rows["protected_tokens"],
-    )
+def _sampled(engines: NDArray[np.void]) -> NDArray[np.int64]:
+    """The columns of `Samples`, int64 (4, workers)."""
+    evictable = engines["evictable_tokens"]
+    used = engines["capacity_tokens"] - engines["free_tokens"] - evictable
+    cached = evictable + engines["protected_tokens"]
+    return np.stack([engines["running"], engines["waiting_requests"], used, cached])
+
+
+def _samples(taken: list[tuple[float, NDArray[np.int64]]]) -> Samples:
+    times, columns = zip(*taken, strict=True)
+    return Samples(np.array(times), *np.stack(columns, axis=1))
 
 
 def _followers(trace: Trace) -> dict[int, list[int]]:

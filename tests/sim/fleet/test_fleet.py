@@ -258,7 +258,9 @@ def test_equal_where_requests_are_retracted(overlap):
     assert fleet.engines[1]["evicted_tokens"] > 0
 
 
-@pytest.mark.parametrize("field", [{"schedule_policy": "lpm"}, {"enable_mixed_chunk": True}, {"eos_after_tokens": 3}])
+@pytest.mark.parametrize(
+    "field", [{"schedule_policy": "lpm"}, {"enable_mixed_chunk": True}, {"eos_after_tokens": 3}, {"host_tokens": 4096}]
+)
 def test_what_only_the_reference_does_is_refused(field):
     with pytest.raises(ValueError, match="the kernels know no other"):
         EngineFleet(Workload([(0.0, 10, 1, [], None)]).content, [EngineConfig(**field)])
