@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from router.core import Decision
 
 BLOCK = 64
-PACE = Pace(wait_seconds=0.02, watch_seconds=0.1, quiet_seconds=0.05, mark_seconds=0.1)
+PACE = Pace(wait_seconds=0.02)
 
 
 def prompt(seed: int, count: int = 1280) -> np.ndarray[Any, Any]:
@@ -92,7 +92,7 @@ async def there() -> Any:
         parts.push_async_callback(engine.close)
         dispatcher = Dispatcher(scheduler, engine, roster, metrics, block_size=BLOCK, clock=loop.time)
         parts.push_async_callback(dispatcher.close)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(40):
             while roster.ready_workers() < 2:
                 await asyncio.sleep(0.01)
         yield Site(workers, scheduler, dispatcher)
