@@ -84,8 +84,10 @@ class Site:
 
 
 @contextlib.asynccontextmanager
-async def site(*parts: str | dict[str, Any], **router_options: Any) -> AsyncIterator[Site]:
-    """Workers of these parts (or with these settings), and the router."""
+async def site(
+    *parts: str | dict[str, Any], others: tuple[str, ...] = (), **router_options: Any
+) -> AsyncIterator[Site]:
+    """Workers of these parts (or with these settings), others that run already, at these URLs, and the router."""
     async with contextlib.AsyncExitStack() as stack:
         workers = []
         for part in parts:
@@ -101,8 +103,8 @@ async def site(*parts: str | dict[str, Any], **router_options: Any) -> AsyncIter
             "discovery": "memory",
             "block_size": 16,
             "seed": 1,
-            "min_workers": len(workers),
-            "workers": tuple(worker.url for worker in workers),
+            "min_workers": len(workers) + len(others),
+            "workers": others + tuple(worker.url for worker in workers),
         }
         router = Router(RouterConfig(**(config | router_options)))
         stopping = asyncio.Event()

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import time
-from typing import Any
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import pytest
 
+from launch.process import Process
 from sim.engine import StepTiming
 from tests.router.disaggregated import DECODE, PREFILL, WHOLE, Site, alone, site
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 SLOW_PREFILL = {"disaggregation_mode": PREFILL, "timing": StepTiming(prefill_floor_seconds=0.3)}
 SLOW_DECODE = {"disaggregation_mode": DECODE, "timing": StepTiming(decode_base_seconds=0.05)}
@@ -148,6 +154,32 @@ async def test_a_leg_that_fails_takes_the_other_with_it(leg: int, kind: str, mod
         status, body, _ = await there.complete(prompt(), stream=False)
         assert (status, body["choices"][0]["text"]) == (200, await alone(prompt()))
         await there.idle(1.5)
+
+
+@pytest.mark.parametrize("part", [PREFILL, DECODE])
+async def test_kill_9_of_a_leg(part: str, tmp_path: Path) -> None:
+    """A process that is gone from one moment to the next: the request goes on at the other of its kind."""
+    options = ["--disaggregation-mode", part, "--speed", "0.05" if part == PREFILL else "1", "--decode-step-ms", "50"]
+    victim = Process("sim.worker", options, tmp_path / "victim.log")
+    async with AsyncExitStack() as exits:
+        exits.push_async_callback(victim.stop)
+        await (await victim.start()).ready()
+        url = f"http://127.0.0.1:{victim.announced['http']}"
+        settings = {"policy": "round-robin", "decode_policy": "round-robin", "others": (url,)}
+        there = await exits.enter_async_context(site(PREFILL, DECODE, **settings))
+        asked = asyncio.create_task(there.complete(prompt(), 40))
+        async with asyncio.timeout(10):
+            while not await used(there, url):
+                await asyncio.sleep(0.01)
+        await victim.stop(signal.SIGKILL)
+        status, body, _ = await asked
+        assert (status, body["choices"][0]["text"]) == (200, await alone(prompt(), 40))
+        await there.idle()
+
+
+async def used(there: Site, url: str) -> int:
+    async with there.session.get(f"{url}/v1/loads") as reply:
+        return int((await reply.json())["loads"][0]["num_used_tokens"])
 
 
 async def test_a_decode_that_breaks_off_goes_on_elsewhere() -> None:
