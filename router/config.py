@@ -312,7 +312,8 @@ def _fleet_options(group: argparse._ArgumentGroup) -> None:
         "--nats",
         default=RouterConfig.nats,
         metavar="URL",
-        help=f"where events come from (default: {RouterConfig.nats}); 'embedded' starts a server inside the router",
+        help=f"where events come from; a cluster's servers with commas (default: {RouterConfig.nats}); 'embedded' starts one "
+        "inside the router",
     )
     group.add_argument(
         "--nats-port",

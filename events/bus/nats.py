@@ -55,7 +55,7 @@ SERVERS = "servers"  # the queue group of all that serve one subject: one of the
 
 
 class NatsBus(Exchange):
-    """A bus over one or more NATS servers (of one cluster).
+    """A bus over one or more NATS servers (of one cluster): a list, or their URLs with commas between them.
 
     :raises ValueError: a URL is none of nats://, tls://, ws:// or wss://, or names no host.
     """
@@ -72,7 +72,7 @@ class NatsBus(Exchange):
         queue_bytes: int = QUEUE_BYTES,
     ) -> None:
         super().__init__(name, queue_bytes, on_connect)
-        self.servers = [servers] if isinstance(servers, str) else list(servers)
+        self.servers = servers.split(",") if isinstance(servers, str) else list(servers)
         self.url = ", ".join(_without_credentials(url) for url in self.servers)
         self._connect_timeout_seconds = connect_timeout_seconds
         self._wait_for_server = wait_for_server

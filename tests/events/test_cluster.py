@@ -66,7 +66,7 @@ async def test_clients_move_to_another_server(cluster, eventually, violence):
         connects.append(server_of(subscriber, cluster))
 
     subscriber = NatsBus(cluster.urls, "subscriber", on_connect=on_connect, connect_timeout_seconds=5)
-    async with subscriber, NatsBus(cluster.urls[::-1], "publisher", connect_timeout_seconds=5) as publisher:
+    async with subscriber, NatsBus(",".join(cluster.urls[::-1]), "publisher", connect_timeout_seconds=5) as publisher:
         await subscriber.subscribe("x", hear)
         await heard(publisher, "x", seen, eventually)
         for _ in range(2):  # of three, one is always left

@@ -91,7 +91,9 @@ def _routing_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="YAML: options of both kinds, by name; the command line goes before it",
     )
-    add("--nats", default=DEFAULT_URL, metavar="URL", help="the broker (default: %(default)s)")
+    add(
+        "--nats", default=DEFAULT_URL, metavar="URL", help="the broker; a cluster's, with commas (default: %(default)s)"
+    )
     add("--namespace", help="which routers see it: those of the same namespace (default: default)")
     add(
         *("--endpoint",),
