@@ -140,6 +140,14 @@ class WorkerLoad(msgspec.Struct, frozen=True, array_like=True, tag="load"):
     """Who says so. Reports of one source replace each other, those of several stand beside each other."""
 
 
+class HoldOrder(msgspec.Struct, frozen=True, array_like=True, tag="hold"):
+    """Asks an adapter to say on its card why no new requests are to go to its worker; it answers with the same, once it does."""
+
+    worker_id: str
+    reasons: list[str]
+    """None: requests are to go there again."""
+
+
 class RequestBooked(msgspec.Struct, frozen=True, array_like=True, tag="B", gc=False):
     """A router has sent a request to a rank."""
 
@@ -195,7 +203,7 @@ class RouterStatement(msgspec.Struct, frozen=True, array_like=True, tag="rtr!"):
     """Its last word."""
 
 
-Message = KvEvents | KvMark | SnapshotRequest | SnapshotChunk | WorkerLoad | RouterChanges | RouterStatement
+Message = KvEvents | KvMark | SnapshotRequest | SnapshotChunk | WorkerLoad | HoldOrder | RouterChanges | RouterStatement
 
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER = msgspec.msgpack.Decoder(Message)

@@ -40,6 +40,11 @@ def snapshot(namespace: str, worker_id: str, rank: int) -> str:
     return f"{ROOT}.{token(namespace)}.snapshot.{token(worker_id)}.{rank}"
 
 
+def hold(namespace: str, worker_id: str) -> str:
+    """Orders to one adapter to have requests kept away from its worker (`HoldOrder` → the same)."""
+    return f"{ROOT}.{token(namespace)}.hold.{token(worker_id)}"
+
+
 def router(namespace: str, router_id: str) -> str:
     """What a router tells the others of its requests (`RouterChanges`, `RouterStatement`)."""
     return f"{ROOT}.{token(namespace)}.router.{token(router_id)}"

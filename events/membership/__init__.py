@@ -79,6 +79,8 @@ class WorkerCard(msgspec.Struct, frozen=True, kw_only=True):
     """One of the engine's own templates, which only the engine has."""
     adapters: tuple[str, ...] = ()
     """LoRA adapters that it has loaded, by name."""
+    held: tuple[str, ...] = ()
+    """Why no new requests are to go to it, as an administrator wants it; none: they are."""
     engine_routes: tuple[tuple[str, str], ...] = ()
     """Further routes that routers may open to their administrators: the name there, the path at the engine."""
     records_experts: bool = False

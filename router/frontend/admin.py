@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hmac
 import logging
-from contextlib import contextmanager
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from urllib.parse import urlencode
 
@@ -19,7 +19,7 @@ from router.frontend.errors import ApiError, no_worker
 from router.frontend.requests import json_object
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Mapping
 
     from events.membership import WorkerCard
     from router.frontend.http.routes import Handler
@@ -78,10 +78,10 @@ class AdministeredFleet(Protocol):
     def cards(self) -> Mapping[str, WorkerCard]:
         """All that are there, by worker id."""
 
-    def hold(self, worker_id: str, reason: str) -> None:
+    async def hold(self, worker_id: str, reason: str) -> None:
         """Give a worker no new requests, until every reason for that has ended. Unknown ones are ignored."""
 
-    def release(self, worker_id: str, reason: str) -> None:
+    async def release(self, worker_id: str, reason: str) -> None:
         """One reason has ended."""
 
     def cache_emptied(self, worker_id: str) -> None:
@@ -147,33 +147,33 @@ class Administration:
             operation, body, chosen = OPERATIONS[name], await http.read(), self._chosen(http)
             fields = json_object(body) if body else {}
             fit = {i: card for i, card in chosen.items() if card.records_experts or not operation.needs_recorder}
-            with self._held(operation.holds or operation.during, fit) as done:
+            async with self._held(operation.holds or operation.during, fit) as done:
                 outcomes = await self._call(fit, _call(http, operation.path, body))
                 done(set() if operation.during else {outcome.worker_id for outcome in outcomes if outcome.ok})
             for outcome in outcomes:
                 if outcome.ok:
-                    self._done(name, operation, outcome.worker_id, fields)
+                    await self._done(name, operation, outcome.worker_id, fields)
             unfit = [Outcome(worker_id, ok=False, error=NO_RECORDER) for worker_id in chosen if worker_id not in fit]
             return self._report(name, outcomes + unfit)
 
         return handle
 
-    @contextmanager
-    def _held(self, reason: str, cards: Mapping[str, WorkerCard]) -> Iterator[Callable[[set[str]], None]]:
+    @asynccontextmanager
+    async def _held(self, reason: str, cards: Mapping[str, WorkerCard]) -> AsyncIterator[Callable[[set[str]], None]]:
         """Hold workers back; afterwards those go on that are not named to the function it gives."""
         stay: set[str] = set()
         for worker_id in cards if reason else ():
-            self._fleet.hold(worker_id, reason)
+            await self._fleet.hold(worker_id, reason)
         try:
             yield stay.update
         finally:
             for worker_id in cards.keys() - stay if reason else ():
-                self._fleet.release(worker_id, reason)
+                await self._fleet.release(worker_id, reason)
 
-    def _done(self, name: str, operation: Operation, worker_id: str, fields: Mapping[str, Any]) -> None:
+    async def _done(self, name: str, operation: Operation, worker_id: str, fields: Mapping[str, Any]) -> None:
         """What follows for the router from a success."""
         if operation.frees:
-            self._fleet.release(worker_id, operation.frees)
+            await self._fleet.release(worker_id, operation.frees)
         if operation.empties_cache:
             self._fleet.cache_emptied(worker_id)
         adapter = fields.get("lora_name")

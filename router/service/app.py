@@ -41,6 +41,7 @@ from router.service.collector import StateCollector
 from router.service.event_collector import EventCollector
 from router.service.feed import EventFeed
 from router.service.health import HealthOptions, WorkerHealth
+from router.service.holds import HoldOrders
 from router.service.parity import Parity
 from router.service.quarantine import Quarantine
 from router.service.replicas import Replicas
@@ -130,7 +131,7 @@ class RouterService:
                 bus.on_connect = partial(_reconnected, feed, replicas)
             engine = self._engine()
             parts.push_async_callback(engine.close)
-            roster = self._roster(feed, engine, parts)
+            roster = self._roster(feed, engine, bus, parts)
             self.metrics.registry.register(
                 StateCollector(self.scheduler, self.paths, roster, bus, replicas, engine, self.tokenizer)
             )
@@ -191,7 +192,9 @@ class RouterService:
         parts.push_async_callback(replicas.close)
         return replicas
 
-    def _roster(self, feed: EventFeed | None, engine: EngineClient, parts: AsyncExitStack) -> Roster:
+    def _roster(
+        self, feed: EventFeed | None, engine: EngineClient, bus: NatsBus | None, parts: AsyncExitStack
+    ) -> Roster:
         config = self.config
         stall_seconds = math.inf if config.text_mode else config.stall_timeout_seconds  # bytes passed on show no tokens
 
@@ -220,7 +223,10 @@ class RouterService:
         apart = Quarantine[tuple[Target, Target]](lambda pair, together: self.paths.set_together(*pair, together), loop)
         parity = Parity(config.block_size, self.metrics, self._tokens_of, refuse=config.parity_check)
         roster = Roster(
-            self._registries(), self.scheduler, feed, health, apart, block_size=config.block_size, parity=parity
+            *(self._registries(), self.scheduler, feed, health, apart),
+            block_size=config.block_size,
+            parity=parity,
+            tell_others=HoldOrders(bus, config.namespace).send if bus is not None else None,
         )
         return roster
 

@@ -18,7 +18,7 @@ from router.service.parity import Parity
 from router.service.served import longest_prompts, say_differences, served_models
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from events.membership import Change, Registry, WorkerCard
     from router.core import Scheduler
@@ -41,6 +41,10 @@ def _named(reported: Reported | None) -> dict[str, Any] | None:
         return None
     load = reported.load
     return {name: getattr(load, name) for name in load.__struct_fields__} | {"received_at": reported.received_at}
+
+
+async def _tell_nobody(card: WorkerCard) -> None:
+    """Where there is no bus, and so no other router."""
 
 
 def targets_of(card: WorkerCard) -> list[Target]:
@@ -78,6 +82,7 @@ class Roster:
         *,
         block_size: int,
         parity: Parity | None = None,
+        tell_others: Callable[[WorkerCard], Awaitable[None]] | None = None,
     ) -> None:
         self._registries = registries
         self._scheduler = scheduler
@@ -85,10 +90,10 @@ class Roster:
         self._quarantine = quarantine
         self._apart = apart
         self._parity = parity or Parity(block_size)
+        self._tell_others = tell_others or _tell_nobody
         self._cards: dict[str, WorkerCard] = {}
         self._refused: dict[str, str] = {}
         self._served: dict[str, ServedModel] = {}
-        self._held: dict[str, set[str]] = {}  # why an administrator keeps requests away, by worker
         self._longest_prompts: dict[str, int] = {}
 
     async def run(self) -> None:
@@ -108,8 +113,9 @@ class Roster:
 
     def _changed(self, change: Change) -> None:
         match change:
-            case Joined(card) if self._differs_in_adapters(card):
+            case Joined(card) if self._is_the_same_worker(card):
                 self._cards[card.worker_id] = card
+                self._apply_hold(card)
             case Joined(card):
                 self._leave(card.worker_id)
                 self._join(card)
@@ -122,10 +128,10 @@ class Roster:
         self._longest_prompts = longest_prompts(self._cards.values())
         say_differences(before, self._served)
 
-    def _differs_in_adapters(self, card: WorkerCard) -> bool:
-        """Whether a card says the same as before, but for its LoRA adapters: what is known of the worker stays."""
+    def _is_the_same_worker(self, card: WorkerCard) -> bool:
+        """Whether a card says the same as before, but for what may change while a worker lives: what is known of it stays."""
         known = self._cards.get(card.worker_id)
-        return known is not None and msgspec.structs.replace(known, adapters=card.adapters) == card
+        return known is not None and msgspec.structs.replace(known, adapters=card.adapters, held=card.held) == card
 
     def _join(self, card: WorkerCard) -> None:
         if reason := self._objection(card):
@@ -135,6 +141,7 @@ class Roster:
         self._cards[card.worker_id] = card
         for target in targets_of(card):
             self._add(target, card)
+        self._apply_hold(card)
         logger.info(
             "%s worker %s joined: %s, %d rank(s), %s", card.role, card.worker_id, card.model, card.ranks, card.endpoint
         )
@@ -168,7 +175,6 @@ class Roster:
 
     def _leave(self, worker_id: str) -> None:
         self._refused.pop(worker_id, None)
-        self._held.pop(worker_id, None)
         card = self._cards.pop(worker_id, None)
         if card is None:
             return
@@ -222,17 +228,24 @@ class Roster:
         """The workers that may be used, by id."""
         return dict(self._cards)
 
-    def hold(self, worker_id: str, reason: str) -> None:
+    async def hold(self, worker_id: str, reason: str) -> None:
         """Give a worker no new requests, until every reason for that has ended. Unknown ones are ignored."""
         if worker_id in self._cards:
-            self._held.setdefault(worker_id, set()).add(reason)
-            self._apply_hold(worker_id)
+            await self._set_held(worker_id, {*self._cards[worker_id].held, reason})
 
-    def release(self, worker_id: str, reason: str) -> None:
+    async def release(self, worker_id: str, reason: str) -> None:
         """One reason to give a worker no requests has ended."""
-        if worker_id in self._held:
-            self._held[worker_id].discard(reason)
-            self._apply_hold(worker_id)
+        if worker_id in self._cards:
+            await self._set_held(worker_id, {*self._cards[worker_id].held} - {reason})
+
+    async def _set_held(self, worker_id: str, reasons: set[str]) -> None:
+        """Here at once, elsewhere by the worker's own card."""
+        card = msgspec.structs.replace(self._cards[worker_id], held=tuple(sorted(reasons)))
+        if card.held != self._cards[worker_id].held:
+            self._cards[worker_id] = card
+            self._apply_hold(card)
+            logger.info("worker %s: %s", worker_id, ", ".join(card.held) or "gets requests again")
+            await self._tell_others(card)
 
     def cache_emptied(self, worker_id: str) -> None:
         """A worker holds nothing any more; one whose events are followed says so itself, and in its order."""
@@ -253,11 +266,9 @@ class Roster:
         cards = (card for card in self._cards.values() if card.model == model and adapter not in card.adapters)
         return frozenset(target for card in cards for target in targets_of(card))
 
-    def _apply_hold(self, worker_id: str) -> None:
-        reasons = self._held[worker_id]
-        for target in targets_of(self._cards[worker_id]):
-            self._scheduler.hold(target, held=bool(reasons))
-        logger.info("worker %s: %s", worker_id, ", ".join(sorted(reasons)) or "gets requests again")
+    def _apply_hold(self, card: WorkerCard) -> None:
+        for target in targets_of(card):
+            self._scheduler.hold(target, held=bool(card.held))
 
     # ---- what requests need to know
 
@@ -346,7 +357,7 @@ class Roster:
             "engine_version": card.engine_version,
             "embedding": card.embedding,
             "adapters": card.adapters,
-            "held": sorted(self._held.get(card.worker_id, ())),
+            "held": card.held,
             "kv_events": card.kv_events and self._feed is not None,
             "ranks": [self._describe_rank(target, states[target]) for target in targets_of(card)],
         }

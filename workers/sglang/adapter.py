@@ -20,6 +20,7 @@ import zmq.asyncio
 
 from events import messages, subjects
 from events.membership import RegistryError
+from events.messages import HoldOrder
 
 from .card import describe
 from .checkpoints import RankCheckpoints
@@ -31,7 +32,7 @@ from .relay import RankRelay, RelayStatistics
 from .subscription import RankSubscription, SubscriptionStatistics
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Iterable
 
     from events.bus import Bus
     from events.history import History
@@ -182,6 +183,8 @@ class Adapter:
             await self._open(streams, description)
             if self._parity_probe:
                 card = await ParityProbe(engine, card).proven(self._ranks)
+            orders = await self._bus.serve(subjects.hold(self._namespace, card.worker_id), self._hold)
+            streams.push_async_callback(orders.cancel)
             await self._register(card)
             async with asyncio.TaskGroup() as tasks:
                 for relay, subscription in self._ranks:
@@ -280,9 +283,22 @@ class Adapter:
             except EngineUnreachable:
                 continue  # the watch finds out
             if self._card is not None and adapters != self._card.adapters:
-                self._card = msgspec.structs.replace(self._card, adapters=adapters)
-                await self._registry.register(self._card)
-                logger.info("worker %s has adapters %s", self._card.worker_id, ", ".join(adapters) or "no more")
+                await self._say(self._card, adapters=adapters)
+                logger.info("worker %s has adapters %s", self._chosen.worker_id, ", ".join(adapters) or "no more")
+
+    async def _hold(self, data: bytes) -> Iterable[bytes]:
+        """Have the card say what an administrator ordered; until the end of the engine's life."""
+        order = messages.decode(data)
+        if not isinstance(order, HoldOrder) or self._card is None:
+            return []
+        await self._say(self._card, held=tuple(order.reasons))
+        logger.info("worker %s: %s", order.worker_id, ", ".join(order.reasons) or "gets requests again")
+        return [data]
+
+    async def _say(self, card: WorkerCard, **changed: object) -> None:
+        """The same card, but for what changed."""
+        self._card = msgspec.structs.replace(card, **changed)
+        await self._registry.register(self._card)
 
     # load
 

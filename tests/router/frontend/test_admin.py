@@ -39,7 +39,7 @@ class Operator:
         return workers
 
     def held(self) -> list[list[str]]:
-        return [worker["held"] for worker in self.router.roster.workers()]
+        return [list(worker["held"]) for worker in self.router.roster.workers()]
 
 
 @contextlib.asynccontextmanager
