@@ -49,6 +49,8 @@ class Booking:
     """The router that booked it; empty: this one. All weigh the same."""
     opaque: bool = False
     """Nothing is seen of it before it is over."""
+    nodes: NDArray[np.int32] | None = None
+    """Where its blocks are counted, while it is booked, if it has any."""
 
     @property
     def predicted(self) -> NDArray[np.uint64]:
@@ -190,8 +192,8 @@ class Bookings:
         self._count(booking, -1)
         if booking.prefilling:
             self._count_prefill(booking, -1)
-        if len(booking.hashes):
-            self._add("decode_blocks", booking.slot, -self._release(booking))
+        if booking.nodes is not None:
+            self._add("decode_blocks", booking.slot, -self._release(booking.nodes))
         return booking
 
     def _known(self, request_id: str) -> Booking | None:
@@ -215,16 +217,18 @@ class Bookings:
     def _reference(self, booking: Booking) -> int:
         self._reserve(len(booking.hashes))
         pairs = self._pairs
-        new: int = _reference(pairs.slots, pairs.keys, pairs.counts, self._references, booking.slot, booking.hashes)
+        booking.nodes = np.empty(len(booking.hashes), np.int32)
+        table = (pairs.slots, pairs.keys, pairs.counts, self._references)
+        new: int = _reference(*table, booking.slot, booking.hashes, booking.nodes)
         return new
 
     def _reserve(self, blocks: int) -> None:
         if self._pairs.reserve(blocks):
             self._references = resized(self._references, self._pairs.nodes)
 
-    def _release(self, booking: Booking) -> int:
+    def _release(self, nodes: NDArray[np.int32]) -> int:
         pairs = self._pairs
-        gone: int = _release(pairs.slots, pairs.keys, pairs.counts, self._references, booking.slot, booking.hashes)
+        gone: int = _release(pairs.slots, pairs.keys, pairs.counts, self._references, nodes)
         return gone
 
     def _check(self) -> None:

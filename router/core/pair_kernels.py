@@ -55,13 +55,14 @@ def _mixed(prefix, target):  # type: ignore[no-untyped-def] # numba's signature 
     return ((mixed ^ (mixed >> _HALF)) * _MIX) >> _HALF
 
 
-@njit(uint64(_SLOTS, _HASHES, int64), cache=True, nogil=True)
-def _touch(slots, hashes, target):  # type: ignore[no-untyped-def]
-    """Read where each pair would be."""
+@njit(uint64(_SLOTS, _KEYS, _HASHES, int64), cache=True, nogil=True)
+def _touch(slots, keys, hashes, target):  # type: ignore[no-untyped-def]
+    """Read where each pair would be, and the key that is most likely its own."""
     mask = np.uint64(len(slots) - 1)
     seen = _EMPTY
     for prefix in hashes:
-        seen |= slots[_mixed(prefix, target) & mask]
+        word = slots[_mixed(prefix, target) & mask]
+        seen |= keys[max(np.int64(word & _LOWER) - 1, 0)].prefix
     return seen
 
 
@@ -181,7 +182,7 @@ def _drop(slots, keys, counts, entries, lists, target, node):  # type: ignore[no
 def predict(slots, keys, counts, entries, lists, target, chain, expires_at, author, made):  # type: ignore[no-untyped-def]
     """Make the chain the most recently used, the deepest prefix first; writes what is new to `made`, returns how many. O(n)."""
     new = 0
-    counts[SEEN] = _touch(slots, chain, target)
+    counts[SEEN] = _touch(slots, keys, chain, target)
     for prefix in chain[::-1]:
         node = find(slots, keys, prefix, target)
         if node == NOBODY:
@@ -224,7 +225,7 @@ def drop_given(slots, keys, counts, entries, lists, target, hashes, author, drop
     count = 0
     if lists[target, BLOCKS] == 0:
         return count
-    counts[SEEN] = _touch(slots, hashes, target)
+    counts[SEEN] = _touch(slots, keys, hashes, target)
     for prefix in hashes:
         node = find(slots, keys, prefix, target)
         if node != NOBODY and (author == ANYONE or entries[node].author == author):
@@ -267,28 +268,27 @@ def listed(keys, entries, node, held):  # type: ignore[no-untyped-def]
 # ---- references: how many requests in flight have a prefix in their prompt
 
 
-@njit(int64(_SLOTS, _KEYS, _COUNTS, int32[::1], int64, _HASHES), cache=True, nogil=True)
-def reference(slots, keys, counts, references, target, hashes):  # type: ignore[no-untyped-def]
-    """One more request has these; returns how many no other one had. O(n)."""
+@njit(int64(_SLOTS, _KEYS, _COUNTS, int32[::1], int64, _HASHES, int32[::1]), cache=True, nogil=True)
+def reference(slots, keys, counts, references, target, hashes, nodes):  # type: ignore[no-untyped-def]
+    """One more request has these; writes their nodes to `nodes`, and returns how many no other one had. O(n)."""
     new = 0
-    counts[SEEN] = _touch(slots, hashes, target)
-    for prefix in hashes:
-        node = find(slots, keys, prefix, target)
+    counts[SEEN] = _touch(slots, keys, hashes, target)
+    for index in range(len(hashes)):
+        node = find(slots, keys, hashes[index], target)
         if node == NOBODY:
-            node = insert(slots, keys, counts, prefix, target)
+            node = insert(slots, keys, counts, hashes[index], target)
             references[node] = 0
             new += 1
         references[node] += 1
+        nodes[index] = node
     return new
 
 
-@njit(int64(_SLOTS, _KEYS, _COUNTS, int32[::1], int64, _HASHES), cache=True, nogil=True)
-def release(slots, keys, counts, references, target, hashes):  # type: ignore[no-untyped-def]
-    """One request less has these; returns how many nobody has any more. O(n)."""
+@njit(int64(_SLOTS, _KEYS, _COUNTS, int32[::1], int32[::1]), cache=True, nogil=True)
+def release(slots, keys, counts, references, nodes):  # type: ignore[no-untyped-def]
+    """One request less has these nodes; returns how many nobody has any more. O(n)."""
     gone = 0
-    counts[SEEN] = _touch(slots, hashes, target)
-    for prefix in hashes:
-        node = find(slots, keys, prefix, target)
+    for node in nodes:
         references[node] -= 1
         if references[node] == 0:
             delete(slots, keys, counts, node)

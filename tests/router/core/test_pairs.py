@@ -22,7 +22,7 @@ class PairsAgainstCounts(RuleBasedStateMachine):
         self.table = PairTable()
         self.references = np.zeros(self.table.nodes, np.int32)
         self.counts: dict[tuple[int, int], int] = {}
-        self.held: list[tuple[int, np.ndarray]] = []
+        self.held: list[tuple[int, np.ndarray, np.ndarray]] = []
 
     @rule(slot=TARGETS, hashes=HASHES, many=st.booleans())
     def reference(self, slot: int, hashes: np.ndarray, many: bool) -> None:
@@ -34,21 +34,22 @@ class PairsAgainstCounts(RuleBasedStateMachine):
         before = len(self.counts)
         for prefix in hashes.tolist():
             self.counts[prefix, slot] = self.counts.get((prefix, slot), 0) + 1
-        new = kernels.reference(*self.arrays(), self.references, slot, hashes)
+        nodes = np.empty(len(hashes), np.int32)
+        new = kernels.reference(*self.arrays(), self.references, slot, hashes, nodes)
         assert new == len(self.counts) - before
-        self.held.append((slot, hashes))
+        self.held.append((slot, hashes, nodes))
 
     @rule(data=st.data())
     def release(self, data: st.DataObject) -> None:
         if not self.held:
             return
-        target, hashes = self.held.pop(data.draw(st.integers(0, len(self.held) - 1)))
+        target, hashes, nodes = self.held.pop(data.draw(st.integers(0, len(self.held) - 1)))
         before = len(self.counts)
         for prefix in hashes.tolist():
             self.counts[prefix, target] -= 1
             if not self.counts[prefix, target]:
                 del self.counts[prefix, target]
-        assert kernels.release(*self.arrays(), self.references, target, hashes) == before - len(self.counts)
+        assert kernels.release(*self.arrays(), self.references, nodes) == before - len(self.counts)
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return self.table.slots, self.table.keys, self.table.counts
@@ -57,6 +58,9 @@ class PairsAgainstCounts(RuleBasedStateMachine):
     def counts_the_same(self) -> None:
         self.table._check()
         assert len(self.table) == len(self.counts)
+        for target, hashes, nodes in self.held:
+            assert self.table.keys["prefix"][nodes].tolist() == hashes.tolist()
+            assert set(self.table.keys["target"][nodes].tolist()) <= {target}
         for (prefix, target), count in self.counts.items():
             node = kernels.find(self.table.slots, self.table.keys, prefix, target)
             assert self.references[node] == count
@@ -78,8 +82,9 @@ def test_freed_nodes_are_used_again() -> None:
     for start in range(0, 100_000, 500):
         hashes = np.arange(start, start + 500, dtype=np.uint64)
         assert not table.reserve(500)
-        kernels.reference(table.slots, table.keys, table.counts, references, 0, hashes)
-        kernels.release(table.slots, table.keys, table.counts, references, 0, hashes)
+        nodes = np.empty(500, np.int32)
+        kernels.reference(table.slots, table.keys, table.counts, references, 0, hashes, nodes)
+        kernels.release(table.slots, table.keys, table.counts, references, nodes)
     table._check()
 
 
@@ -88,5 +93,6 @@ def test_hashes_may_be_any_view() -> None:
     references = np.zeros(table.nodes, np.int32)
     read_only = np.frombuffer(b"\0" * 3 + np.arange(8, dtype=np.uint64).tobytes(), np.uint64, 8, 3)
     for view in (read_only, read_only[::2], read_only[::-1]):
-        assert kernels.reference(table.slots, table.keys, table.counts, references, 0, view) in (8, 0)
+        nodes = np.empty(len(view), np.int32)
+        assert kernels.reference(table.slots, table.keys, table.counts, references, 0, view, nodes) in (8, 0)
     assert len(table) == 8
