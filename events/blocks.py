@@ -127,12 +127,16 @@ def sequence_hashes(
 ) -> NDArray[np.uint64]:
     """The prefixes that a prompt consists of, shortest first: shape (len(tokens) // block_size,), uint64. O(n).
 
+    :raises ValueError: `tokens` have several dimensions.
+
     >>> [int(h) for h in sequence_hashes(np.arange(1, 129, dtype=np.uint32), 64)]
     [17732852320395450624, 1050256074108617503]
     """
     if _hash_sequence is None:
         return chain(block_hashes(tokens, block_size, seed), parent)
-    if tokens.dtype is not _UINT32 or not tokens.flags.c_contiguous:
+    if tokens.dtype is not _UINT32 or tokens.strides != (4,):
+        if tokens.ndim != 1:
+            raise ValueError(f"tokens must have one dimension, not {tokens.ndim}")
         tokens = np.ascontiguousarray(tokens, _UINT32)
     hashes = np.empty(len(tokens) // block_size, np.uint64)
     _hash_sequence(tokens, block_size, seed, parent or 0, parent is not None, hashes)

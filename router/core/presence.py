@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _store, _remove = entry(kernels.store), entry(kernels.remove)
-_UINT64 = np.dtype(np.uint64)
+_UINT64, _PACKED = np.dtype(np.uint64), (8,)
 _FEWEST_SLOTS_LOG2 = 10
 _FEWEST_SETS = 64
 _FULL = 0.8
@@ -140,7 +140,7 @@ class PresenceTable:
         """The target holds these prefixes (uint64, shape (n,)); returns how many it did not hold before. O(n)."""
         if target >= self._width:
             self.reserve_targets(target + 1)
-        if type(hashes) is not np.ndarray or hashes.dtype is not _UINT64 or not hashes.flags.c_contiguous:
+        if type(hashes) is not np.ndarray or hashes.dtype is not _UINT64 or hashes.strides != _PACKED:
             hashes = as_hashes(hashes)
         changed: int = _store(self.state, target, tier, hashes)
         while changed < 0:
@@ -152,7 +152,7 @@ class PresenceTable:
         """The target no longer holds these prefixes in this tier; returns how many it did hold. O(n)."""
         if target >= self._width:
             self.reserve_targets(target + 1)
-        if type(hashes) is not np.ndarray or hashes.dtype is not _UINT64 or not hashes.flags.c_contiguous:
+        if type(hashes) is not np.ndarray or hashes.dtype is not _UINT64 or hashes.strides != _PACKED:
             hashes = as_hashes(hashes)
         changed: int = _remove(self.state, target, tier, hashes)
         while changed == kernels.NONE:
@@ -389,13 +389,17 @@ class PresenceTable:
 
 
 def as_hashes(hashes: NDArray[np.uint64] | Iterable[int]) -> NDArray[np.uint64]:
-    """Sequence hashes as a contiguous uint64 array. O(n) if they are not already.
+    """Sequence hashes as a contiguous uint64 array of one dimension. O(n) if they are not already.
+
+    :raises ValueError: they have several dimensions.
 
     >>> as_hashes([2, 3])
     array([2, 3], dtype=uint64)
     """
     if isinstance(hashes, np.ndarray):
-        if hashes.dtype is _UINT64 and hashes.flags.c_contiguous and hashes.ndim == 1:
+        if hashes.dtype is _UINT64 and hashes.strides == _PACKED:
             return hashes
+        if hashes.ndim != 1:
+            raise ValueError(f"hashes must have one dimension, not {hashes.ndim}")
         return np.ascontiguousarray(hashes, np.uint64)
     return np.fromiter(hashes, np.uint64)

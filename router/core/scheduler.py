@@ -40,6 +40,7 @@ __all__ = ["NoTarget", "Placement", "RoutingRequest", "Scheduler", "SchedulerSta
 logger = logging.getLogger(__name__)
 
 _has_nan = entry(kernels.has_nan)
+_SCORES = np.dtype(np.float64)
 
 _EXACT_SHARE = 16
 """Of a cache whose events come, that part is expected to be predicted at any time; of one without events, all of it."""
@@ -564,8 +565,8 @@ class Scheduler:
     def _score(self, request: RoutingRequest, fleet: FleetView, chance: Random) -> NDArray[np.float64]:
         policy = self._policy_for(request)
         scores = policy.score(fleet, request, chance)
-        if scores.shape != fleet.eligible.shape or _has_nan(scores, fleet.eligible):
-            raise ValueError(f"policy {policy.name!r} must score each eligible target with a number, not {scores!r}")
+        if scores.shape != fleet.eligible.shape or scores.dtype != _SCORES or _has_nan(scores, fleet.eligible):
+            raise ValueError(f"policy {policy.name!r} must score each eligible target with a float64, not {scores!r}")
         return scores
 
     def _placement(self, considered: Considered) -> Placement:

@@ -17,13 +17,18 @@ if TYPE_CHECKING:
 
 
 _lowest = entry(kernels.lowest)
+_SCORES = np.dtype(np.float64)
 
 
 def lowest(scores: NDArray[np.float64], eligible: NDArray[np.bool_], chance: Random, tolerance: float = 0.0) -> int:
     """The slot with the lowest score among the eligible ones; ties are broken by chance, all alike.
 
     Scores up to `tolerance` (a fraction) above the lowest count as ties. At least one slot must be eligible. O(slots).
+
+    :raises ValueError: scores are no float64, or not as many as slots.
     """
+    if scores.dtype != _SCORES or scores.shape != eligible.shape:
+        raise ValueError(f"scores must be float64, one for each of {len(eligible)} targets, not {scores!r}")
     ties = np.empty(len(scores), np.int64)
     count = _lowest(scores, eligible, tolerance, ties)
     return ties.item(int(count * chance.random()) if count > 1 else 0)

@@ -288,15 +288,15 @@ def test_unfit_requests_are_refused() -> None:
 class Bad(Policy):
     name = "bad"
 
-    def __init__(self, scores: list[float]) -> None:
+    def __init__(self, scores: list[Any]) -> None:
         self.scores = np.array(scores)
 
     def score(self, fleet: Any, request: Any, chance: Any) -> Any:
         return self.scores
 
 
-@pytest.mark.parametrize("scores", [[1.0], [1.0, float("nan")]])
-def test_a_policy_must_score_everyone(scores: list[float]) -> None:
+@pytest.mark.parametrize("scores", [[1.0], [1.0, float("nan")], [1, 2], [[1.0, 2.0]]])
+def test_a_policy_must_score_everyone(scores: list[Any]) -> None:
     fleet = scheduler(Bad(scores))
     with pytest.raises(ValueError, match="policy 'bad' must score"):
         fleet.place(request("r"), now=0.0)
