@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from events.command import USAGE_ERROR, Parser, UsageError
+from sim.patience import COMPILING, patience
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(part: str, words: list[str]) -> int:
     name, description = PARTS[part]
-    command = importlib.import_module(name)
+    with patience(COMPILING):
+        command = importlib.import_module(name)
     parser = Parser(
         prog=f"python -m sim {part}",
         description=f"{description[0].upper()}{description[1:]}.",

@@ -106,14 +106,15 @@ def percent_text(value: float) -> str:
 
 
 def number_text(value: float) -> str:
-    """A number, short."""
-    return (
-        f"{value:,.4g}"
-        if abs(value) < 10_000
-        else f"{value / 1000:,.0f}k"
-        if abs(value) < 1e6
-        else f"{value / 1e6:,.3g}M"
-    )
+    """A number, short.
+
+    >>> [number_text(value) for value in (0.25, 1234, 131_072, 2.5e6, 6.4e10)]
+    ['0.25', '1,234', '131k', '2.5M', '64G']
+    """
+    if abs(value) < 10_000:
+        return f"{value:,.4g}"
+    factor, unit = next((size, unit) for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if abs(value) >= size)
+    return f"{value / factor:.3g}{unit}" if abs(value) < 999.5 * factor else f"{value / factor:,.0f}{unit}"
 
 
 def clock_text(value: float) -> str:

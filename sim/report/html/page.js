@@ -6,7 +6,7 @@ const hidden = new Set();
 const forms = {
   seconds_text: v => v === 0 ? "0" : v >= 1 ? `${+v.toPrecision(4)} s` : v >= 1e-3 ? `${+(v * 1e3).toPrecision(4)} ms` : `${+(v * 1e6).toPrecision(4)} µs`,
   percent_text: v => `${+(v * 100).toPrecision(3)} %`,
-  number_text: v => Math.abs(v) < 1e4 ? `${+v.toPrecision(4)}` : Math.abs(v) < 1e6 ? `${Math.round(v / 1e3)}k` : `${+(v / 1e6).toPrecision(3)}M`,
+  number_text: v => Math.abs(v) < 1e4 ? `${+v.toPrecision(4)}` : Math.abs(v) < 1e6 ? `${+(v / 1e3).toPrecision(3)}k` : Math.abs(v) < 1e9 ? `${+(v / 1e6).toPrecision(3)}M` : `${+(v / 1e9).toPrecision(3)}G`,
   clock_text: v => `${Math.floor(v / 60)}:${String(Math.floor(v % 60)).padStart(2, "0")}`,
 };
 
