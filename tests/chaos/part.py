@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 from typing import TYPE_CHECKING
 
@@ -56,7 +57,8 @@ class Part:
         process, self._process = self._process, None
         self.running = self.stopped = False
         if process is not None:
-            process.send(signal.SIGCONT)
+            with contextlib.suppress(ProcessLookupError):  # it ended by itself
+                process.send(signal.SIGCONT)
             await process.stop(signal.SIGTERM)
 
     def send(self, number: signal.Signals) -> None:
