@@ -72,7 +72,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     fleet.add_argument("--sglang-version", default="0.5.23", help="whose scheduler it is (default: 0.5.23)")
     fleet.add_argument("--block-size", type=positive, default=64, help="tokens in a routing block (default: 64)")
-    fleet.add_argument("--routers", type=positive, default=1, metavar="K", help="each knows its own bookings only")
+    fleet.add_argument("--routers", type=positive, default=1, metavar="K", help="requests come to them in turn")
+    fleet.add_argument(
+        "--booking-lag",
+        type=lag,
+        metavar="S",
+        help="after which a router hears what others booked (default: never, each knows only its own)",
+    )
     events = parser.add_argument_group("events and faults")
     events.add_argument("--no-kv-events", action="store_true", help="workers publish none: their caches are predicted")
     events.add_argument("--event-lag", type=lag, default=0.0, metavar="S", help="seconds from engine to router")
@@ -191,6 +197,7 @@ def _settings(options: argparse.Namespace) -> Settings:
             event_loss=options.event_loss,
             load_report_interval_seconds=options.load_report_interval or 0.0,
             routers=options.routers,
+            booking_lag_seconds=options.booking_lag,
             kills=tuple(options.kills),
             seed=options.seed,
         )

@@ -8,6 +8,7 @@ from events.messages import WorkerLoad
 from router.core import Pair, Scheduler, Target
 from router.core.paths import Paths
 from router.core.request import Part
+from sim.replay.sharing import SharingScheduler
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -24,17 +25,14 @@ MODEL = "model"
 
 
 class Routers:
-    """Every router hears all events and load reports, and knows no bookings but its own. Requests come to them in turn."""
+    """Every router hears all events and load reports. Requests come to them in turn."""
 
     def __init__(self, make_policy: Callable[[], Policy], settings: Settings) -> None:
         self._settings = settings
         self.targets = [Target(f"w{number}") for number in range(len(settings.parts))]
         self._numbers = {target: number for number, target in enumerate(self.targets)}
         self._epochs = [0] * len(settings.parts)
-        self._schedulers = [
-            Scheduler(make_policy(), settings.block_size, seed=settings.seed + index)
-            for index in range(settings.routers)
-        ]
+        self._schedulers = _schedulers(make_policy, settings)
         self._paths = [Paths(scheduler) for scheduler in self._schedulers]
         for number in range(len(settings.parts)):
             self.add(number)
@@ -112,3 +110,17 @@ class Routers:
             )
             for scheduler in self._schedulers:
                 scheduler.report_load(self.targets[worker], load, now)
+
+
+def _schedulers(make_policy: Callable[[], Policy], settings: Settings) -> list[Scheduler]:
+    """One per router, with seeds of their own."""
+    lag_seconds, seeds = settings.booking_lag_seconds, range(settings.seed, settings.seed + settings.routers)
+    if lag_seconds is None:
+        return [Scheduler(make_policy(), settings.block_size, seed=seed) for seed in seeds]
+    sharing = [
+        SharingScheduler(make_policy(), settings.block_size, seed=seed, name=f"r{seed}", lag_seconds=lag_seconds)
+        for seed in seeds
+    ]
+    for scheduler in sharing:
+        scheduler.others = [other for other in sharing if other is not scheduler]
+    return [*sharing]

@@ -49,7 +49,9 @@ class Settings:
     load_report_interval_seconds: float = 0.0
     """Load is reported at most so often; 0: whenever SGLang does."""
     routers: int = 1
-    """Each decides by its own bookings; requests come to them in turn."""
+    """Requests come to them in turn."""
+    booking_lag_seconds: float | None = None
+    """From one router's booking to the others; None: each knows only its own."""
     kills: tuple[Kill, ...] = ()
     seed: int = 0
 
@@ -67,6 +69,8 @@ class Settings:
         for name in ("event_lag_seconds", "load_report_interval_seconds"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
+        if self.booking_lag_seconds is not None and not 0 <= self.booking_lag_seconds < float("inf"):
+            raise ValueError(f"booking_lag_seconds must be at least 0, not {self.booking_lag_seconds}")
         if not 0 <= self.event_loss < 1:
             raise ValueError(f"event_loss must be at least 0 and below 1, not {self.event_loss}")
         for kill in self.kills:
@@ -107,6 +111,7 @@ class Settings:
             "event_loss": self.event_loss,
             "load_report_interval_seconds": self.load_report_interval_seconds,
             "routers": self.routers,
+            "booking_lag_seconds": self.booking_lag_seconds,
             "kills": [[kill.time, kill.worker, kill.restart] for kill in self.kills],
             "timing": repr(self.engine.timing),
         }

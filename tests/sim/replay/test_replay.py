@@ -56,6 +56,7 @@ def test_every_policy_answers_every_request(policy):
         {"kv_events": False},
         {"event_lag_seconds": 0.1, "event_loss": 0.3},
         {"routers": 3, "load_report_interval_seconds": 0.5},
+        {"routers": 3, "booking_lag_seconds": 0.01},
         {"kills": (Kill(0.5, 1, restart=0.9), Kill(1.0, 2))},
     ],
     ids=str,
