@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 BENCH := .venv/.bench-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test lint format validate chaos chaos-short chaos-long test-engine bench bench-core bench-http bench-live bench-recovery bench-soak clean
+.PHONY: help demo up test lint format validate chaos chaos-short chaos-long test-engine bench bench-core bench-http bench-live bench-recovery bench-soak bench-policies clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -75,6 +75,11 @@ bench-recovery: $(STAMP) ## a router that starts, in step with 2 million blocks:
 
 bench-replay: $(BENCH) ## TRACE=FILE: a Mooncake trace through our simulator and Dynamo's
 	$(BIN)/python -m benchmarks.replay $(TRACE) --json benchmarks/results/replay.json
+
+bench-policies: $(STAMP) ## TRACES="FILE…": policies over rates, fleets, profiles, events, seeds (hours; goes on where it stopped)
+	$(BIN)/python -m benchmarks.policies run $(TRACES) --rates x1 x2 x4 70% 90% 110% --workers 4 8 16 64 \
+	  --events immediate lag predicted --seeds 3 --grid -o benchmarks/results/policies.jsonl
+	$(BIN)/python -m benchmarks.policies summary benchmarks/results/policies.jsonl --json benchmarks/results/policies.json
 
 bench-live: $(STAMP) ## TRACE=FILE: a slice of a Mooncake trace through the whole live stack
 	$(BIN)/python -m benchmarks.live $(TRACE)

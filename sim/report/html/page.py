@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from sim.report.report import Report
     from sim.report.series import Windows
 
+OF_PAIRS = ("transfer_bytes_per_second", "kv_token_bytes")
+"""Settings that say nothing without separate prefill and decode workers."""
 LONGEST_CHIP = 40
 """Characters of a setting that is shown at the top."""
 
@@ -70,9 +72,11 @@ def _common_settings(report: Report) -> Iterator[str]:
     """The settings that all outcomes have in common, as far as they say something."""
     if not report.outcomes:
         return
-    first = {name: value for name, value in report.outcomes[0].settings.items() if name != "trace"}
+    first = report.outcomes[0].settings
+    unsaid = {"trace"} if first.get("prefill") else {"trace", *OF_PAIRS}
     for name, value in first.items():
         alike = all(outcome.settings.get(name) == value for outcome in report.outcomes)
+        alike = alike and name not in unsaid
         words = name.replace("_", " ")
         if alike and isinstance(value, bool):
             yield words if value else f"no {words}"
