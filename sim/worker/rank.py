@@ -47,8 +47,8 @@ class Rank:
         self.events = events
         self.loads = loads
         self._door = door
-        self._arriving: dict[str, asyncio.TimerHandle] = {}
-        """Requests that have not reached the scheduler yet."""
+        self._arriving: dict[str, tuple[Request, asyncio.TimerHandle]] = {}
+        """Requests that have not reached the scheduler yet, in order."""
         self._met_early: set[str] = set()
         """Of those, the ones that the other side waits for already."""
         self._streams: dict[str, asyncio.Queue[Output]] = {}
@@ -75,26 +75,26 @@ class Rank:
         self.engine.validate(request)
         now = time.monotonic()
         delay = self._door.arrival(now, len(request.prompt)) - now
-        self._arriving[request.rid] = asyncio.get_running_loop().call_later(delay, self._arrive, request)
+        timer = asyncio.get_running_loop().call_later(delay, self._arrive, request.rid)
+        self._arriving[request.rid] = request, timer
         queue: asyncio.Queue[Output] = asyncio.Queue()
         self._streams[request.rid] = queue
         self._idle.clear()
         return self._outputs(queue)
 
-    def _arrive(self, request: Request) -> None:
-        """The scheduler's queue has it."""
-        del self._arriving[request.rid]
-        self.engine.submit(request, time.monotonic())
-        if request.rid in self._met_early:
-            self._met_early.discard(request.rid)
-            self.met(request.rid)
+    def _arrive(self, rid: str) -> None:
+        """The scheduler's queue has this request, and all before it: timers of the same moment fire in any order."""
+        while rid in self._arriving:
+            request, timer = self._arriving.pop(next(iter(self._arriving)))
+            timer.cancel()
+            self.engine.submit(request, time.monotonic())
         self._wake.set()
 
     def abort(self, rid: str) -> bool:
         """End a request early; False if it is not here. O(1)."""
         arriving = self._arriving.pop(rid, None)
         if arriving is not None:
-            arriving.cancel()
+            arriving[1].cancel()
             self._met_early.discard(rid)
             self._streams.pop(rid).put_nowait(Output(rid, None, 0, 0, Finish("abort"), 0.0))
             return True

@@ -492,6 +492,31 @@ async def test_an_aborted_stream_ends_and_frees_the_engine(start):
     assert (await client.generate(range(50)))["meta_info"]["cached_tokens"] == 48
 
 
+async def test_a_request_that_has_not_reached_the_scheduler_is_aborted_too(start):
+    client = await start(timing=StepTiming(request_base_seconds=60.0))
+    task = asyncio.create_task(client.generate(range(40), rid="early"))
+    while not client.worker.ranks[0].holds("early"):
+        await asyncio.sleep(0.005)
+    assert (await client.post("/flush_cache"))[0] == 400
+    await client.post("/abort_request", {"rid": "early"})
+    assert (await task)["meta_info"]["finish_reason"]["type"] == "abort"
+    assert client.worker.ranks[0].engine.statistics().requests == 0
+    assert (await client.post("/flush_cache"))[0] == 200
+
+
+async def test_a_short_prompt_does_not_overtake_a_long_one_at_the_door(start):
+    client = await start(timing=StepTiming(request_token_seconds=1e-3))
+    rank, order = client.worker.ranks[0], []
+    submit = rank.engine.submit
+    rank.engine.submit = lambda request, now: (order.append(request.rid), submit(request, now))
+    long = asyncio.create_task(client.generate([1] * 400, 1, rid="long"))
+    while not rank.holds("long"):
+        await asyncio.sleep(0.005)
+    await client.generate([2] * 20, 1, rid="short")
+    await long
+    assert order == ["long", "short"]
+
+
 async def test_abort_all(start):
     client = await start(timing=SLOW)
     waiting = [asyncio.create_task(client.generate([i] * 20, 500)) for i in range(3)]
