@@ -124,7 +124,9 @@ async def test_drain_waits_for_what_runs_waits_or_is_transferred():
         engine = Engine(server.url, session)
         busy = server.loads[0]
         assert not await drain(engine, 0.05)
-        busy |= {"num_running_reqs": 0, "disaggregation": {"mode": "prefill", "prefill_inflight_queue_reqs": 1}}
+        busy |= {"num_running_reqs": 0}
+        assert not await drain(engine, 0.05)  # it holds tokens
+        busy |= {"num_used_tokens": 0, "disaggregation": {"mode": "prefill", "prefill_inflight_queue_reqs": 1}}
         assert not await drain(engine, 0.05)
         waiting = asyncio.create_task(drain(engine, 20))
         asked = len(server.asked)

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.2
+IDLE_LOOKS = 2
+"""So many in a row, and it is idle."""
 
 
 class Patience(NamedTuple):
@@ -30,8 +32,13 @@ class Patience(NamedTuple):
 def in_flight(reply: dict[str, Any]) -> int:
     """Requests in a reply of `/v1/loads`: running, waiting, and those whose KV is under way to or from another worker. O(ranks).
 
+    A rank whose counts are all 0 while it holds tokens of requests has at least one: SGLang counts right after a prefill, when the
+    request has left one queue and is not yet in the next, and stays with that for some decode steps.
+
     >>> in_flight({"loads": [{"num_running_reqs": 2, "num_waiting_reqs": 1, "disaggregation": {"prefill_inflight_queue_reqs": 1}}]})
     4
+    >>> in_flight({"loads": [{"num_running_reqs": 0, "num_waiting_reqs": 0, "num_used_tokens": 48}]})
+    1
     """
     loads = [load for load in reply.get("loads") or () if isinstance(load, dict)]
     return sum(_of_rank(load) for load in loads)
@@ -41,7 +48,7 @@ def _of_rank(load: dict[str, Any]) -> int:
     moved = load.get("disaggregation")
     queues = [value for name, value in moved.items() if name.endswith("_queue_reqs")] if isinstance(moved, dict) else []
     counts = [load.get("num_running_reqs"), load.get("num_waiting_reqs"), *queues]
-    return sum(count for count in counts if isinstance(count, int))
+    return sum(count for count in counts if isinstance(count, int)) or bool(load.get("num_used_tokens"))
 
 
 async def drain(engine: Engine, within_seconds: float) -> bool:
@@ -50,9 +57,12 @@ async def drain(engine: Engine, within_seconds: float) -> bool:
     An engine that does not say (it has no `/v1/loads`, or does not answer) is given the whole time.
     """
     left: int | None = None
+    idle_looks = 0
     try:
         async with asyncio.timeout(within_seconds):
-            while (left := await _left(engine)) != 0:  # noqa: ASYNC110 - nothing tells when it is
+            while idle_looks < IDLE_LOOKS:
+                left = await _left(engine)
+                idle_looks = idle_looks + 1 if left == 0 else 0
                 await asyncio.sleep(LOOK_SECONDS)
     except TimeoutError:
         logger.warning(
