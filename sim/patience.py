@@ -14,7 +14,7 @@ COMPILING = "compiling, this once: a minute or so"
 
 
 @contextmanager
-def patience(message: str, seconds: float = 2.0) -> Iterator[None]:
+def patience(message: str, seconds: float = 5.0) -> Iterator[None]:
     """Say something on standard error if what is inside takes longer than that.
 
     >>> with patience("never said"):

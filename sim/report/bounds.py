@@ -18,7 +18,7 @@ class Bounds(NamedTuple):
     """Leading prompt tokens of each request that a cache would have, shape (n,)."""
 
     pooled_tokens: NDArray[np.int64]
-    """One least-recently-used cache as large as all workers' together, that holds prompts alone."""
+    """One least-recently-used cache as large as all workers' together, of all that ids name."""
     infinite_tokens: NDArray[np.int64]
     """A cache without limit."""
 

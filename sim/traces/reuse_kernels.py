@@ -80,6 +80,15 @@ def _same_owner(nodes, owner, place, end):  # type: ignore[no-untyped-def]
     return run
 
 
+@njit(void(int64[::1], int64[::1], int64[::1]), cache=True, nogil=True)
+def known_tokens(nodes, tokens, known):  # type: ignore[no-untyped-def]
+    """Write the most tokens that each node named before: of its last block, a text may name fewer than a longer one. O(m)."""
+    most = np.zeros(len(nodes), np.int64)
+    for place in range(len(nodes)):
+        known[place] = most[nodes[place]]
+        most[nodes[place]] = max(most[nodes[place]], tokens[place])
+
+
 @njit(void(int64[::1], int64[::1], int64[::1], int64[::1]), cache=True, nogil=True)
 def reuse(nodes, first_block, distance, latest_use):  # type: ignore[no-untyped-def]
     """Write how many other nodes were used since each node's latest use, and which request that was; `NEVER` if none.

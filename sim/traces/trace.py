@@ -175,7 +175,7 @@ class Trace:
             raise TraceError(f"is {getattr(self, column)[row]}: {reason}", path=self.name, row=row, field=column)
 
 
-def offsets(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+def offsets(counts: NDArray[np.int64] | NDArray[np.bool_]) -> NDArray[np.int64]:
     """Where each run begins, and the end of the last: shape (n + 1,).
 
     >>> offsets(np.array([2, 0, 3])).tolist()

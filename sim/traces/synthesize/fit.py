@@ -44,12 +44,12 @@ def fit(model: Trace, requests: int, seed: int) -> Fit:
     """
     rows, arrival = _windows(model, requests, Draws(seed))
     reuse = Reuse.of(model)
-    counts, shared = np.diff(reuse.first_block)[rows], reuse.hit_blocks()[rows]
+    counts, shared = model.block_counts[rows], reuse.hit_blocks()[rows]
     deepest = np.maximum(reuse.first_block[rows] + shared - 1, 0)
     parent = np.where(shared > 0, reuse.latest_use[deepest] if len(reuse.latest_use) else NOBODY, NOBODY)
     wanted = arrival - (model.arrival_seconds[rows] - model.arrival_seconds[parent])
     first_block, parents, found = offsets(counts), np.empty(requests, np.int64), shared.copy()
-    middle, length = np.searchsorted(arrival, wanted), np.diff(reuse.first_block)[parent]
+    middle, length = np.searchsorted(arrival, wanted), model.block_counts[parent]
     blocks = grow(first_block, middle, found, length, parents, np.empty(first_block[-1], np.int64))
     follows = (model.previous[rows] == parent) & (parent != NOBODY) & (parents != NOBODY)
     made = Trace(

@@ -16,11 +16,15 @@ from tests.sim.traces.published import published
 from tests.sim.traces.strategies import traces
 
 
-def prompt_prefixes(trace: Trace, request: int) -> list[tuple[int, ...]]:
-    """The prefixes that a prompt's blocks name."""
-    count = min(len(trace.ids(request)), -(-int(trace.input_tokens[request]) // trace.block_tokens))
+def all_prefixes(trace: Trace, request: int) -> list[tuple[int, ...]]:
+    """The prefixes that a request's ids name, its output's too."""
     ids = trace.ids(request).tolist()
-    return [tuple(ids[: place + 1]) for place in range(count)]
+    return [tuple(ids[: place + 1]) for place in range(len(ids))]
+
+
+def prompt_prefixes(trace: Trace, request: int) -> list[tuple[int, ...]]:
+    """Those of its prompt."""
+    return all_prefixes(trace, request)[: -(-int(trace.input_tokens[request]) // trace.block_tokens)]
 
 
 def hits_of_a_cache(trace: Trace, capacity: float) -> list[int]:
@@ -30,7 +34,7 @@ def hits_of_a_cache(trace: Trace, capacity: float) -> list[int]:
     for request in range(len(trace)):
         prefixes = prompt_prefixes(trace, request)
         hits.append(next((place for place, prefix in enumerate(prefixes) if prefix not in cache), len(prefixes)))
-        for prefix in reversed(prefixes):
+        for prefix in reversed(all_prefixes(trace, request)):
             cache[prefix] = None
             cache.move_to_end(prefix)
         while len(cache) > capacity:
@@ -43,7 +47,24 @@ def test_hits_are_those_of_a_cache(trace: Trace, capacity: int) -> None:
     reuse = Reuse.of(trace)
     assert reuse.hit_blocks(capacity * trace.block_tokens).tolist() == hits_of_a_cache(trace, capacity)
     assert reuse.hit_blocks().tolist() == hits_of_a_cache(trace, np.inf)
-    assert reuse.unique_blocks == len({one for request in range(len(trace)) for one in prompt_prefixes(trace, request)})
+    assert reuse.unique_blocks == len({one for request in range(len(trace)) for one in all_prefixes(trace, request)})
+
+
+def test_a_turn_finds_the_answer_before_it() -> None:
+    """A prompt of 150 tokens and its answer of 100, then a turn that adds 60: of its 310 tokens, 250 were named before."""
+    two = Trace(
+        name="turns",
+        arrival_seconds=np.array([0.0, 1.0]),
+        input_tokens=np.array([150, 310]),
+        output_tokens=np.array([100, 10]),
+        block_tokens=100,
+        blocks=np.array([1, 2, 3, 1, 2, 3, 4], np.uint64),
+        first_block=np.array([0, 3, 7]),
+        previous=np.array([-1, 0]),
+        delay_seconds=np.zeros(2),
+    )
+    assert Reuse.of(two).hit_blocks().tolist() == [0, 3]
+    assert Reuse.of(two).hit_tokens().tolist() == [0, 250]
 
 
 @given(trace=traces())
@@ -57,7 +78,7 @@ def test_the_latest_use_is_an_earlier_request_that_has_the_block(trace: Trace) -
     for request in range(len(trace)):
         first, end = reuse.first_block[request], reuse.first_block[request + 1]
         for prefix, latest in zip(prompt_prefixes(trace, request), reuse.latest_use[first:end], strict=True):
-            users = [other for other in range(request) if prefix in prompt_prefixes(trace, other)]
+            users = [other for other in range(request) if prefix in all_prefixes(trace, other)]
             assert latest == max(users, default=-1)
 
 

@@ -172,4 +172,4 @@ def test_a_fit_can_be_much_longer_than_its_model() -> None:
     model = Conversation().generate(500, 4.0, 0)
     made = TraceStatistics.of(fit(model, 5000, seed=1).trace)
     assert made.arrivals.per_second == pytest.approx(TraceStatistics.of(model).arrivals.per_second, rel=0.1)
-    assert made.sessions.sessions > 1000
+    assert made.sessions.sessions > 900
