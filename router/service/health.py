@@ -34,6 +34,9 @@ SWEEP_SECONDS = 1.0
 PREFILL_FACTOR = 3.0
 """A target may be silent for so many times what the prefills booked there should take."""
 
+COLD_FACTOR = 6.0
+"""A target that has never answered may be silent so much longer: engines compile kernels at their first requests."""
+
 
 class HealthOptions(NamedTuple):
     """When a worker is out, and for how long, seconds."""
@@ -63,6 +66,8 @@ class _Patient:
     """Requests of ours from whom a first token is, or was, to be expected."""
     progress: int = 0
     progressed_at: float = 0.0
+    proven: bool = False
+    """It has answered a request of ours before."""
     reason: str = ""
     stalled: bool = False
     out_seconds: float = 0.0
@@ -170,6 +175,7 @@ class WorkerHealth:
         patient = self._patients.get(target) if target is not None else None
         if target is not None and patient is not None:
             patient.progressed_at = self._clock()
+            patient.proven = True
             if patient.phase is Phase.PROBATION:
                 self._admit(target, patient)
 
@@ -186,6 +192,7 @@ class WorkerHealth:
         patient.in_flight = max(0, patient.in_flight - watched)
         if not failed:
             patient.progressed_at = self._clock()
+            patient.proven = True
         if patient.probe == request_id:
             patient.probe = None
             if patient.phase is Phase.PROBATION:  # its client left: the next one will show
@@ -203,7 +210,8 @@ class WorkerHealth:
                 self._admit(target, patient)
             return
         silent = now - patient.progressed_at
-        if silent > self._options.stall_seconds + PREFILL_FACTOR * seen.prefill_seconds and not patient.stalled:
+        allowed = self._options.stall_seconds * (1.0 if patient.proven else COLD_FACTOR)
+        if silent > allowed + PREFILL_FACTOR * seen.prefill_seconds and not patient.stalled:
             patient.stalled = True
             if patient.phase is not Phase.OUT:
                 self._eject(

@@ -2,7 +2,7 @@
 
     own scheduler → observer → `RouterChanges`, a few milliseconds' worth at a time → bus → the others' schedulers
 
-Messages may be lost; what heals is the *statement*: every router names all its requests in flight every two seconds, and whoever
+Messages may be lost; what heals is the *statement*: every router names all its requests in flight every second, and whoever
 hears it drops what is not in it and adds what is. A router that says nothing for longer is gone, and its bookings with it.
 """
 
@@ -42,8 +42,8 @@ logger = logging.getLogger(__name__)
 
 BATCH_SECONDS = 0.002
 """Changes wait so long for company. Two routers are blind to each other for this long and a network's way."""
-STATEMENT_SECONDS = 2.0
-EXPIRY_SECONDS = 7.0
+STATEMENT_SECONDS = 1.0
+EXPIRY_SECONDS = 3.5
 """Three statements lost, and a little more."""
 ANSWER_SECONDS = 0.1
 """How soon a router that is new to us hears our statement."""
@@ -203,7 +203,7 @@ class Replicas:
                 await self._send_waiting()
 
     async def _state(self) -> None:
-        """Until cancelled: a statement every two seconds, or earlier when somebody needs one; and see who fell silent."""
+        """Until cancelled: a statement every second, or earlier when somebody needs one; and see who fell silent."""
         while True:
             now = self._clock()
             if now >= self._state_at:

@@ -47,6 +47,13 @@ class Clinic:
         self.asked += 1
         return self.answers
 
+    def prove(self, target: Target) -> None:
+        """Let it answer a request."""
+        request_id = self.place(target)
+        self.scheduler.first_token(request_id, 0, self.now)
+        self.health.sweep()
+        self.scheduler.free(request_id, self.now)
+
     def place(self, target: Target, tokens: int = 100, *, opaque: bool = False) -> str:
         request_id = f"r{next(self.numbers)}"
         hashes = np.zeros(0, np.uint64)
@@ -130,6 +137,7 @@ def silence(clinic: Clinic, seconds: float) -> None:
 
 
 async def test_accepted_and_no_token_is_a_stall(clinic: Clinic) -> None:
+    clinic.prove(A)
     clinic.place(A)
     silence(clinic, 10)
     clinic.place(A)  # a new request is no sign of life
@@ -139,6 +147,14 @@ async def test_accepted_and_no_token_is_a_stall(clinic: Clinic) -> None:
     assert clinic.stalled == [A]
     assert clinic.health.reason(A) == "out: 2 request(s), and nothing for 11 s"
     assert clinic.counted("ejections", reason="stalled") == 1
+
+
+async def test_a_worker_that_never_answered_has_more_time(clinic: Clinic) -> None:
+    clinic.place(A)
+    silence(clinic, 60)
+    assert clinic.stalled == []
+    silence(clinic, 1)
+    assert clinic.stalled == [A]
 
 
 async def test_tokens_that_stop_coming_are_a_stall(clinic: Clinic) -> None:
@@ -161,6 +177,7 @@ async def test_one_request_that_moves_speaks_for_all(clinic: Clinic) -> None:
 
 
 async def test_a_long_prefill_is_no_stall(clinic: Clinic) -> None:
+    clinic.prove(A)
     clinic.place(A, tokens=80_000)  # 10 s at the rate assumed
     silence(clinic, 39)
     assert clinic.stalled == []
