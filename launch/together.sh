@@ -47,11 +47,13 @@ begin() { # reads the options, and starts a broker
     ENGINE=(--python "${SGLANG_PYTHON:-$PYTHON}")
   fi
   TOKENIZER=$(tokenizer "$MODEL")
-  local nats
+  local nats server
   nats=$(free_port)
+  server=$(dirname "$PYTHON")/nats-server
+  [ -x "$server" ] || server=nats-server
   PLACE=(--nats "nats://127.0.0.1:$nats" --discovery file --discovery-path "$FOLDER/registry")
   ROUTE=(--http-port "$port" --model-path "$TOKENIZER" --min-workers)
-  setsid "$(dirname "$PYTHON")/nats-server" -a 127.0.0.1 -p "$nats" -l "$FOLDER/nats.log" &
+  setsid "$server" -a 127.0.0.1 -p "$nats" -l "$FOLDER/nats.log" &
   BROKER=$!
 }
 

@@ -10,7 +10,7 @@ from events.origin import ForeignPackage, check_one_root
 
 PARTS = {
     "route": ("router", "the router: OpenAI's API in front of SGLang workers"),
-    "worker": ("workers.sglang", "the adapter beside an SGLang server"),
+    "worker": ("workers.sglang", "an SGLang server with its adapter, or the adapter beside one that runs"),
     "fake-worker": ("sim.worker", "a model of an SGLang server, without a GPU"),
     "sim": ("sim", "the simulator: traces, and policies compared in virtual time"),
 }

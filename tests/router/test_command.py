@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from router.config import parse
 from sim import tinymodel
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -78,3 +79,13 @@ def test_it_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
         assert json.loads(line.removeprefix(b"ready "))["http"].startswith("http://127.0.0.1:")
         router.send_signal(signal.SIGTERM)
         assert router.wait(timeout=10) == 0
+
+
+def test_the_administrators_token_comes_from_the_environment_or_the_command_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("WARMPATH_ADMIN_TOKEN", raising=False)
+    assert parse(MODEL).admin_token is None
+    monkeypatch.setenv("WARMPATH_ADMIN_TOKEN", "from-environment")
+    assert parse(MODEL).admin_token == "from-environment"
+    assert parse([*MODEL, "--admin-token", "from-line"]).admin_token == "from-line"
