@@ -2,8 +2,8 @@
 
     python -m benchmarks.paths [--json FILE] [--requests N] [--seed N]
 
-Engines are the model's (`sim.engine`, an 8B model on H200s), placement is the router's own (`router.core.paths`), caches are predicted.
-Long-lived conversations, whose turns add little to a cached prefix, meet fresh long prompts: what stalls the former's tokens.
+Engines are the model's (`sim.engine`, an 8B model on H200s), placement is the router's own (`router.core.paths`), caches are
+predicted. Conversations, whose turns add little to a cached prefix, meet fresh long prompts, which stall their tokens.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ FLEETS = {
     "2 whole, 1 prefill, 1 decode; pairs first": ((W, W, P, D), False),
     "2 whole, 1 prefill, 1 decode; chosen": ((W, W, P, D), True),
 }
-RATES = (2.0, 4.0, 6.0)
+RATES = (4.0, 8.0, 12.0)
 """Requests a second, of all four together."""
 
 
@@ -115,9 +115,11 @@ class Run:
         self.now = 0.0
 
     def at(self, when: float, kind: str, what: object) -> None:
+        """Have something happen then."""
         heapq.heappush(self.queue, (when, next(self.numbers), kind, what))
 
     def play(self, requests: Iterator[Asked]) -> None:
+        """Send them, and go on until nothing happens any more."""
         for index, asked in enumerate(requests):
             self.at(asked.at, "arrive", (f"r{index}", asked))
         while self.queue:
@@ -216,21 +218,16 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure all, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=File, metavar="FILE", help="write the figures there, too")
-    parser.add_argument("--requests", type=int, default=1500, metavar="N", help="of each run (1500)")
+    parser.add_argument("--requests", type=int, default=600, metavar="N", help="of each run (600)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the workload (0)")
     options = parser.parse_args(arguments)
     warm_up()
     rows = [measure(name, rate, options.requests, options.seed) for rate in RATES for name in FLEETS]
-    print(f"{'':44} req/s   TTFT p50   p99, of turns p50   ITL mean     p99   p99.9 ms   whole/pair")
+    columns = ("ttft_p50", "ttft_p99", "turn_ttft_p50", "itl_mean", "itl_p99", "itl_p999")
+    print(f"{'milliseconds':42} req/s " + " ".join(f"{name:>13}" for name in columns) + "   whole/pair")
     for row in rows:
-        ms = {
-            key: 1000 * float(row[f"{key}_seconds"])
-            for key in ("ttft_p50", "ttft_p99", "turn_ttft_p50", "itl_mean", "itl_p99", "itl_p999")
-        }  # type: ignore[arg-type]
-        print(
-            f"{row['fleet']:44} {row['requests_per_second']:5.1f} {ms['ttft_p50']:8.0f} {ms['ttft_p99']:8.0f} {ms['turn_ttft_p50']:8.0f} "
-            f"{ms['itl_mean']:12.1f} {ms['itl_p99']:7.1f} {ms['itl_p999']:7.1f} {row['whole']:9}/{row['pair']}"
-        )
+        figures = " ".join(f"{1000 * float(str(row[name + '_seconds'])):13.1f}" for name in columns)
+        print(f"{row['fleet']:42} {row['requests_per_second']:5} {figures} {row['whole']:8}/{row['pair']}")
     if options.json:
         options.json.write_text(
             json.dumps({"options": {"requests": options.requests, "seed": options.seed}, "rows": rows}, indent=1)
