@@ -21,6 +21,9 @@ PARTS = {
     "validate": ("sim.validate.command", "hold the simulator against a recording of a real fleet"),
 }
 
+INTERRUPTED = 128 + 2
+"""The status of a command that SIGINT ended."""
+
 
 def usage() -> str:
     """What the command says of itself."""
@@ -57,6 +60,8 @@ def _run(part: str, words: list[str]) -> int:
         sys.stdout.flush()
     except UsageError as error:
         parser.error(str(error))
+    except KeyboardInterrupt:
+        return INTERRUPTED
     except BrokenPipeError:  # the reader of our output has seen enough, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

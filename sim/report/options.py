@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from events.command import seconds
 from sim.report.slo import Slo
+from sim.traces.values import STANDARD_OUTPUT, writable
 
 if TYPE_CHECKING:
     import argparse
+    from pathlib import Path
 
     from sim.report.report import Report
 
-STANDARD_OUTPUT = Path("-")
 NARROWEST = 92
 """Columns that the table needs."""
 
@@ -23,11 +23,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Where to write which form of the report, and what is promised."""
     group = parser.add_argument_group("report")
     group.add_argument(
-        "--json", type=Path, metavar="FILE", help="figures of every policy (-: standard output, no table)"
+        "--json", type=writable, metavar="FILE", help="figures of every policy (-: standard output, no table)"
     )
-    group.add_argument("--html", type=Path, metavar="FILE", help="one page with all plots")
-    group.add_argument("--csv", type=Path, metavar="FILE", help="every request of every policy")
-    group.add_argument("--perfetto", type=Path, metavar="FILE", help="a trace for ui.perfetto.dev")
+    group.add_argument("--html", type=writable, metavar="FILE", help="one page with all plots")
+    group.add_argument("--csv", type=writable, metavar="FILE", help="every request of every policy")
+    group.add_argument("--perfetto", type=writable, metavar="FILE", help="a trace for ui.perfetto.dev")
     group.add_argument(
         "--slo-ttft", type=seconds, default=Slo().ttft_seconds, metavar="S", help="promised (%(default)s)"
     )

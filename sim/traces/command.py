@@ -18,7 +18,7 @@ from sim.traces.statistics import DEFAULT_CAPACITY_TOKENS, TraceStatistics
 from sim.traces.synthesize import KINDS
 from sim.traces.synthesize.fit import fit
 from sim.traces.table import table
-from sim.traces.values import factor, rate, time
+from sim.traces.values import STANDARD_OUTPUT, factor, rate, time, writable
 
 if TYPE_CHECKING:
     import argparse
@@ -75,7 +75,7 @@ def _add_stats(parser: argparse.ArgumentParser) -> None:
         help=f"of the caches of the whole fleet, as one LRU cache ({DEFAULT_CAPACITY_TOKENS})",
     )
     parser.add_argument(
-        "--json", type=Path, nargs="?", const=Path("-"), metavar="FILE", help="as JSON (to standard output)"
+        "--json", type=writable, nargs="?", const=STANDARD_OUTPUT, metavar="FILE", help="as JSON (to standard output)"
     )
 
 
@@ -140,7 +140,7 @@ def _add_format(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="where to write the trace")
+    parser.add_argument("-o", "--output", type=writable, required=True, metavar="FILE", help="where to write the trace")
     parser.add_argument("--output-format", choices=formats.WRITERS, default="warmpath", help="(warmpath)")
 
 
@@ -153,7 +153,7 @@ def _stats(options: argparse.Namespace) -> None:
         Console(highlight=False).print(table(found))
         return
     text = msgspec.json.format(msgspec.json.encode({"traces": [_plain(one) for one in found]})).decode() + "\n"
-    if options.json == Path("-"):
+    if options.json == STANDARD_OUTPUT:
         sys.stdout.write(text)
     else:
         options.json.write_text(text)

@@ -4,6 +4,24 @@ from __future__ import annotations
 
 import argparse
 import math
+from pathlib import Path
+
+STANDARD_OUTPUT = Path("-")
+
+
+def writable(text: str) -> Path:
+    """A file in a folder that is there, or `-`: told before the work is done and not after it.
+
+    :raises argparse.ArgumentTypeError: there is no such folder, or it is a folder itself.
+    """
+    path = Path(text)
+    if path == STANDARD_OUTPUT:
+        return path
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r}: there is no folder {str(path.parent)!r}")
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is a folder")
+    return path
 
 
 def time(text: str) -> float:

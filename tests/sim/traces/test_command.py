@@ -71,7 +71,8 @@ def test_a_fit_shows_how_well_it_fits(chats: Path, tmp_path: Path, capsys: pytes
         (["cut", "{chats}", "--from", "1e9", "-o", "{none}"], "no request arrives from 1e+09 s to inf s"),
         (["scale", "{chats}", "--rate", "x0", "-o", "{none}"], "'x0' is no rate: 5 (requests per second) or x2"),
         (["scale", "{chats}", "--input-tokens", "some", "-o", "{none}"], "'some' is no factor, as x2 or x0.5"),
-        (["scale", "{chats}", "--rate", "2", "-o", "{none}/file"], "none/file: No such file or directory"),
+        (["scale", "{chats}", "--rate", "2", "-o", "{none}/file"], "none/file': there is no folder"),
+        (["scale", "{chats}", "--rate", "2", "-o", "/"], "'/' is a folder"),
         (
             ["synthesize", "-o", "{none}"],
             "say either a kind (conversation, tool-agent, shared-prompt, uniform) or --fit",
