@@ -35,7 +35,7 @@ def tell(number: int, strike: Strike) -> None:
 
 async def run(options: argparse.Namespace, folder: Path) -> bool:
     """The campaign; whether nothing was found."""
-    async with Site(folder) as site:
+    async with Site(folder, durable=options.durable) as site:
         campaign = Campaign(
             site,
             options.seed,
@@ -65,6 +65,7 @@ def main() -> int:
         "--settle", type=float, default=5.0, metavar="S", help="in which all must be true again (default: 5)"
     )
     parser.add_argument("--burst", type=int, default=100_000, metavar="N", help="events of a burst (default: 100000)")
+    parser.add_argument("--durable", action="store_true", help="with --durable-events: streams in NATS")
     parser.add_argument("--only", action="append", choices=FAULTS, metavar="FAULT", help="draw this kind; repeatable")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report there")
     parser.add_argument("--folder", type=Path, help="keep logs here (default: a temporary folder)")

@@ -44,11 +44,12 @@ ROUTER_OPTIONS = (
 
 
 class Site:
-    """Everything, started and stopped together; `folder` holds logs and data."""
+    """Everything, started and stopped together; `folder` holds logs and data. `durable`: with `--durable-events`."""
 
-    def __init__(self, folder: Path, *, engines: int = 3, routers: int = 2) -> None:
+    def __init__(self, folder: Path, *, engines: int = 3, routers: int = 2, durable: bool = False) -> None:
         self.folder = folder
-        self.broker = EmbeddedBroker()
+        self.broker = EmbeddedBroker(store_dir=folder / "streams" if durable else None)
+        self._durable = ("--durable-events",) if durable else ()
         self.etcd = EtcdServer(folder / "etcd")
         self.engines: list[Part] = []
         self.adapters: list[Part] = []
@@ -139,6 +140,7 @@ class Site:
         return [
             *("--nats", f"nats://127.0.0.1:{link.port}", "--namespace", NAMESPACE),
             *("--discovery", "etcd", "--etcd", self.etcd.url, "--discovery-ttl", str(TTL_SECONDS)),
+            *self._durable,
         ]
 
     # ---- where things are
