@@ -87,7 +87,7 @@ async def launched(folder: Path, *options: str) -> AsyncIterator[Launched]:
 
 async def test_a_generating_worker_from_launch_to_end(tmp_path: Path) -> None:
     options = ("--page-size", "16", "--tp", "1", "--chunked-prefill-size=512", "--engine-route", "gc=/freeze_gc")
-    async with launched(tmp_path, *options, "--drain-seconds", "60") as running:
+    async with launched(tmp_path, *options, "--drain-seconds", "200", "--stop-seconds", "60") as running:
         await arguments_are_passed_on_and_completed(running)
         await prefixes_are_known_by_events(running)
         await sglangs_own_route_passes_through(running)
@@ -146,7 +146,7 @@ async def operators_reach_it(running: Launched) -> None:
 
 async def it_drains(running: Launched) -> None:
     """SIGTERM with a stream open: the stream ends as if nothing were, then the engine does."""
-    body = {"model": MODEL_NAME, "prompt": [9] * 20, "max_tokens": 150, "ignore_eos": True, "stream": True}
+    body = {"model": MODEL_NAME, "prompt": [9] * 20, "max_tokens": 50, "ignore_eos": True, "stream": True}
     async with running.session.post(f"{running.url}/v1/completions", json=body) as reply:
         chunks = []
         async for line in reply.content:

@@ -53,7 +53,11 @@ def test_dynamos_endpoint_names_the_namespace():
         (["--attach", "http://h:1", "--restart", "always"], "--restart is for launching"),
         (["--attach", "http://h:1", "--engine-command", "x"], "--engine-command is for launching"),
         (["--model-path", "m", "--tool-call-parser", "a", "--dyn-tool-call-parser", "b"], "give one"),
-        (["--model-path", "m", "--custom-jinja-template", "t", "--use-sglang-tokenizer"], "--custom-jinja-template"),
+        (
+            ["--model-path", "m", "--custom-jinja-template", "/no/such"],
+            "--custom-jinja-template /no/such: no such file",
+        ),
+        (["--model-path", "m", "--custom-jinja-template", __file__, "--use-sglang-tokenizer"], "give SGLang's"),
         (
             ["--model-path", "m", "--embedding-worker", "--reasoning-parser", "x"],
             "--reasoning-parser is for generations",

@@ -134,11 +134,7 @@ def _chosen(options: argparse.Namespace, url: str, launch: Launch | None) -> Cho
 
     :raises OSError: the chat template cannot be read.
     """
-    advertised = (
-        None
-        if launch is None
-        else launch.advertised(Wishes(advertise_host=options.advertise_host, broker=options.nats))
-    )
+    advertised = None if launch is None else launch.advertised
     worker_id = options.worker_id or default_worker_id(advertised or url)
     return Chosen(url, worker_id, options.block_size, options.model_name, _stated(options), advertised)
 
@@ -153,7 +149,7 @@ def _stated(options: argparse.Namespace) -> Mapping[str, object]:
         embedding=options.embedding_worker or None,
     )
     if options.custom_jinja_template is not None:
-        source = options.custom_jinja_template.expanduser().read_text(encoding="utf-8")
+        source = options.custom_jinja_template.read_text(encoding="utf-8")
         stated |= {"chat_template": source, "named_template": None}
     return stated
 

@@ -260,6 +260,10 @@ def _settle(options: argparse.Namespace) -> None:
     options.namespace = options.namespace or options.endpoint or "default"
     if not options.namespace:
         raise OptionError("--namespace must not be empty")
+    if options.custom_jinja_template is not None:
+        options.custom_jinja_template = options.custom_jinja_template.expanduser()
+        if not options.custom_jinja_template.is_file():
+            raise OptionError(f"--custom-jinja-template {options.custom_jinja_template}: no such file")
 
 
 def _one(options: argparse.Namespace, name: str, known: Mapping[str, str]) -> str | None:

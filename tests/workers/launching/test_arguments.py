@@ -129,14 +129,20 @@ def test_prefill_workers_get_bootstrap_ports_of_their_own():
     assert "disaggregation_bootstrap_port" not in values(launched("--disaggregation-mode", "decode"))
 
 
-def test_where_routers_reach_it():
-    assert launched("--port", "1").advertised(Wishes()) == "http://127.0.0.1:1"
-    assert launched("--host", "10.0.0.5", "--port", "1").advertised(Wishes()) == "http://10.0.0.5:1"
-    any_host = launched("--host", "0.0.0.0", "--port", "1")
-    assert any_host.host == "127.0.0.1"
-    assert any_host.advertised(Wishes(broker="nats://127.0.0.1:4222")) == "http://127.0.0.1:1"
-    assert any_host.advertised(Wishes(advertise_host="gpu7")) == "http://gpu7:1"
-    assert launched("--host", "::1", "--port", "1").advertised(Wishes()) == "http://[::1]:1"
+@pytest.mark.parametrize(
+    ("host", "wishes", "url"),
+    [
+        ((), Wishes(), "http://127.0.0.1:1"),
+        (("--host", "10.0.0.5"), Wishes(), "http://10.0.0.5:1"),
+        (("--host", "0.0.0.0"), Wishes(broker="nats://127.0.0.1:4222,nats://10.0.0.2:4222"), "http://127.0.0.1:1"),
+        (("--host", "0.0.0.0"), Wishes(advertise_host="gpu7"), "http://gpu7:1"),
+        (("--host", "::1"), Wishes(), "http://[::1]:1"),
+    ],
+)
+def test_where_routers_reach_it(host, wishes, url):
+    launch = launched(*host, "--port", "1", wishes=wishes)
+    assert launch.advertised == url
+    assert launch.host == ("127.0.0.1" if "0.0.0.0" in host else host[-1] if host else "127.0.0.1")
 
 
 def test_only_the_first_node_leads():

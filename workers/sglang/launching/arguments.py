@@ -44,7 +44,8 @@ class Wishes(NamedTuple):
     log_level: str | None = None
     advertise_host: str | None = None
     broker: str = ""
-    """The broker's URL: this machine's address towards it is what routers are told, if the engine listens at every one."""
+    """The broker's URL, or several with commas between: this machine's address towards the first is what routers are told, if
+    the engine listens at every one."""
 
 
 @dataclass
@@ -53,6 +54,7 @@ class Launch:
 
     words: list[str]
     understood: Understood
+    wishes: Wishes
     said: list[str] = field(default_factory=list)
 
     def given(self, name: str, default: Any = None) -> Any:
@@ -92,11 +94,12 @@ class Launch:
         host = str(self.given("host", DEFAULT_HOST))
         return DEFAULT_HOST if host in ANY_HOST else host
 
-    def advertised(self, wishes: Wishes) -> str:
+    @property
+    def advertised(self) -> str:
         """Its base URL for routers."""
-        host = wishes.advertise_host or self.host
-        if wishes.advertise_host is None and str(self.given("host", DEFAULT_HOST)) in ANY_HOST:
-            broker = urlsplit(wishes.broker)
+        host = self.wishes.advertise_host or self.host
+        if self.wishes.advertise_host is None and str(self.given("host", DEFAULT_HOST)) in ANY_HOST:
+            broker = urlsplit(self.wishes.broker.partition(",")[0])
             host = ports.address_towards(broker.hostname or DEFAULT_HOST, broker.port or DEFAULT_PORT)
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
@@ -106,7 +109,7 @@ def complete(arguments: Sequence[str], understood: Understood, wishes: Wishes) -
 
     :raises Refused: some cannot go together; the text names them and the reason.
     """
-    launch = Launch(list(arguments), understood)
+    launch = Launch(list(arguments), understood, wishes)
     _refuse(launch, wishes)
     _pass_on(launch, wishes)
     ranks = launch.number("dp_size", 1)
