@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from sim.engine.timing import StepTiming
 
+logger = logging.getLogger(__name__)
+
 EXAMPLE = """\
 examples:
   python -m sim calibrate steps.jsonl.gz --requests requests.jsonl.gz -o mine.json     from an engine's step log
@@ -97,6 +99,8 @@ def _from_logs(options: argparse.Namespace) -> tuple[StepTiming, dict[str, Any],
         if len(options.steps) > 1:
             raise UsageError("--requests goes with one step log")
         probes = read_probes(options.requests)
+    else:
+        logger.warning("no --requests: the time of a request outside of steps is taken for 0")
     steps = [step for path in options.steps for step in read_steps(path)]
     if probes:
         begin = probes[0].sent_at - WARM_UP_SECONDS

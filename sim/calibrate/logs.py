@@ -118,7 +118,6 @@ def _seconds(steps: Sequence[Step]) -> NDArray[np.float64]:
 def _request_numbers(steps: Sequence[Step], probes: Sequence[Probe]) -> dict[str, float]:
     """The time that single requests took beyond their steps."""
     if not probes:
-        logger.warning("no --requests: the time of a request outside of steps is taken for 0")
         return dict.fromkeys(REQUEST, 0.0)
     prefills = [step for step in steps if step.is_prefill and step.launched_at is not None]
     launched = np.array([step.launched_at for step in prefills], np.float64)
