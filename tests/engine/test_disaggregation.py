@@ -210,10 +210,6 @@ async def the_path_is_chosen(there: Site) -> str:
     assert (await there.explain(prompt(60, 30)))["path"] == "whole"
     status, _, _ = await there.complete(prompt(60, 30), 2)
     assert status == 200
-    whole = {
-        "input_ids": prompt(61, 30),
-        "sampling_params": {"max_new_tokens": 1200, "temperature": 0, "ignore_eos": True},
-    }
     streams = [asyncio.create_task(there.complete(prompt(62 + seed, 30), 600)) for seed in range(6)]
     while sum((await there.paths()).values()) < sum(before.values()) + 7:
         await asyncio.sleep(0.05)
@@ -226,7 +222,6 @@ async def the_path_is_chosen(there: Site) -> str:
     after = await there.paths()
     assert after["whole"] > before["whole"]
     assert after["pair"] > before["pair"]
-    del whole
     return f"{after}; whole {explained['whole_seconds']:.3f} s against pair {explained['pair_seconds']:.3f} s"
 
 
