@@ -82,6 +82,8 @@ class Progress(NamedTuple):
     """Grows whenever one of them shows a token."""
     prefill_seconds: float
     """What the prefills booked there should take."""
+    waits_for_others: bool
+    """A prefill side begins when its decode side has memory for it: there its silence may come from."""
 
 
 class Elsewhere(NamedTuple):
@@ -433,7 +435,7 @@ class Scheduler:
             return None
         booked = self._bookings.columns
         seconds = booked["prefill_tokens"][slot] / self._rates.rates()[slot]
-        return Progress(booked["progress"].item(slot), float(seconds))
+        return Progress(booked["progress"].item(slot), float(seconds), self._fleet.part(slot) is Part.PREFILL)
 
     # ---- other routers
 

@@ -6,8 +6,9 @@
 
 *Failed*: a request came to grief there through the worker's fault. *Stalled*: requests are in flight there, and none of them has
 shown anything, no first token, no further one, no end, for longer than even their prefill explains; the process may be alive, and
-its port open. A worker on probation gets one request at a time. Every return to `out` doubles the time until the next attempt, and
-only a quiet while after it forgives: a worker that comes and goes stays away ever longer.
+its port open. The sides of a pair wait for each other: their silence is judged for each request, by its timeouts. A worker on
+probation gets one request at a time. Every return to `out` doubles the time until the next attempt, and only a quiet while after it
+forgives: a worker that comes and goes stays away ever longer.
 
 `/health` costs an engine a generation, so only workers that are out are asked, once before each probation; no client's request is
 spent on one that does not even answer that.
@@ -202,7 +203,7 @@ class WorkerHealth:
 
     def _look(self, target: Target, patient: _Patient, now: float) -> None:
         seen = self._scheduler.progress_of(target)
-        if seen is None:
+        if seen is None or seen.waits_for_others:
             return
         if seen.progress != patient.progress:
             patient.progress, patient.progressed_at = seen.progress, now

@@ -210,7 +210,7 @@ async def the_path_is_chosen(there: Site) -> str:
     assert (await there.explain(prompt(60, 30)))["path"] == "whole"
     status, _, _ = await there.complete(prompt(60, 30), 2)
     assert status == 200
-    streams = [asyncio.create_task(there.complete(prompt(62 + seed, 30), 600)) for seed in range(6)]
+    streams = [asyncio.create_task(there.complete(prompt(62 + seed, 30), 120)) for seed in range(6)]
     while sum((await there.paths()).values()) < sum(before.values()) + 7:
         await asyncio.sleep(0.05)
     explained = await there.explain(prompt(70, 1500))

@@ -241,3 +241,15 @@ async def test_a_decode_side_proves_itself_by_delivering(clinic: Clinic, eventua
         clinic.scheduler.place(request, clinic.now)
         clinic.scheduler.free("r", clinic.now, failed=failed)
         assert (clinic.health.reason(decode) is None) is not failed
+
+
+async def test_a_prefill_side_may_wait_for_its_decode_side(clinic: Clinic) -> None:
+    """A decode worker without memory to spare keeps it silent: no fault of its own."""
+    prefill = Target("p")
+    clinic.scheduler.add_target(prefill, capacity_tokens=64_000, model="m", part=Part.PREFILL)
+    clinic.scheduler.place(RoutingRequest("r", np.zeros(0, np.uint64), 100, part=Part.PREFILL), clinic.now)
+    clinic.place(A)
+    clinic.now += 100 * OPTIONS.stall_seconds
+    clinic.health.sweep()
+    assert clinic.stalled == [A]
+    assert clinic.health.reason(prefill) is None
