@@ -103,7 +103,7 @@ async def test_a_real_pair(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     servers = {
         "p0": prefill_server(tmp_path, core=0),
         "p1": prefill_server(tmp_path, core=1),
-        "decode": decode_server(tmp_path, "--disaggregation-decode-enable-radix-cache", core=0),
+        "decode": decode_server(tmp_path, "--disaggregation-decode-enable-radix-cache", core=0, pool_tokens=8192),
         "whole": EngineServer(tmp_path, core=1),
     }
     said = []
