@@ -19,13 +19,15 @@ out of it and what changed in the cache. What drives it decides what time is: `s
 `disaggregated`  the two sides of a request whose prompt is computed on one engine and continued on another
 =============  ==============================================================
 
-What the reference does and `sim.fleet`'s kernels have to follow, beyond the obvious: what a split cuts off counts as used;
-the ratio of expected output begins anew when idle; "full" is noted at the running batch alone, and dropped while a prompt is
-between chunks, while nothing runs, and once a request left (from 0.5.23 on at the next plan, before at the next decode that
-is planned); a begun prompt's chunk needs no page boundary and may exceed the memory estimate; an admitted prompt is charged
-its whole output, a running request that ignores EOS too (from 0.5.22 on); each 32nd admission pass uses the prefixes that the
-queue waits for, head last (from 0.5.22 on); `overlap_schedule` plans a step before the one in flight is processed; requests
-come through the `FrontDoor`, in order.
+Details that decide whether a real engine's figures are met, in `sim.fleet`'s kernels as well as here:
+
+* What a split cuts off counts as used. Each 32nd admission pass uses the prefixes that the queue waits for, head last (0.5.22 on).
+* An admitted prompt is charged its whole output, and so is a running request that ignores EOS (0.5.22 on); of others the share of
+  their output that is expected, which begins anew when the engine was idle.
+* "Full" is noted at the running batch alone. It is dropped while a prompt is between chunks, while nothing runs, and once a
+  request left: at the next plan (0.5.23 on) or at the next decode that is planned (before).
+* A begun prompt's next chunk needs no page boundary, and may exceed the memory estimate.
+* With `overlap_schedule` a step is planned before the one in flight is processed. Requests come through one `FrontDoor`, in order.
 """
 
 from sim.engine.changes import Change, Cleared, Removed, Stored
