@@ -216,6 +216,20 @@ def verdicts(policy: str, comparisons: list[Comparison]) -> Iterator[str]:
         yield from (f"              missed: {' '.join(_place(one.condition))}" for one in missed)
 
 
+def predictions(policy: str, comparisons: list[Comparison]) -> Iterator[str]:
+    """The target for caches that are predicted, for no events come: mean TTFT as with events, in otherwise equal conditions."""
+    there = {
+        (json.dumps(one.condition | {"events": ""}), one.condition["events"]): one
+        for one in comparisons
+        if one.policy == policy
+    }
+    pairs = [(one, there.get((place, "immediate"))) for (place, events), one in there.items() if events == "predicted"]
+    ratios = [(one, one.means.ttft / other.means.ttft) for one, other in pairs if other is not None]
+    missed = [(one, ratio) for one, ratio in ratios if ratio > 1.05]
+    yield f"{len(ratios) - len(missed):3} of {len(ratios):3}  mean TTFT with predicted caches <= 1.05 of that with events"
+    yield from (f"              missed: {' '.join(_place(one.condition))}: {ratio:.3f}" for one, ratio in missed)
+
+
 def _knobs(policy: str | None) -> str:
     """Credit and scale of a policy of the grid."""
     if policy is None:
@@ -276,19 +290,22 @@ def _run(options: argparse.Namespace) -> None:
     policies = (*options.policies, *(LINEAR_GRID if options.grid else ()))
     runs = [Run(condition, policy) for condition in conditions(axes) for policy in policies]
     left = len(runs) - sum(run.key in finished(options.output) for run in runs)
-    Console().print(f"{len(runs)} runs, {left} of them left")
-    for _ in track(run_all(runs, options.output, options.processes), total=left, description="replays"):
-        pass
+    console = Console(highlight=False)
+    console.print(f"{len(runs)} runs, {left} of them left")
+    ended = run_all(runs, options.output, options.processes)
+    for run, error in track(ended, total=left, description="replays", console=console):
+        if error is not None:
+            console.print(f"[red]failed[/] {run.key}: {error!r}", soft_wrap=True)
 
 
 def _summary(options: argparse.Namespace) -> None:
     comparisons = sorted(compare(list(finished(options.results).values())), key=_order)
     console = Console(highlight=False)
-    console.width = max(console.width, 150)
+    console.width = max(console.width, 190)
     console.print(table_of_all(comparisons))
     for policy in options.policies:
         console.print(table_of(policy, comparisons))
-        console.print("\n".join(verdicts(policy, comparisons)))
+        console.print("\n".join([*verdicts(policy, comparisons), *predictions(policy, comparisons)]))
     if options.json:
         options.json.write_text(json.dumps([_document(one) for one in comparisons], indent=1) + "\n")
 

@@ -113,17 +113,21 @@ def finished(results: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def run_all(runs: Sequence[Run], results: Path, processes: int) -> Iterator[Run]:
-    """Do what is not done yet, and add a line for each; yields the runs as they end. O(runs)."""
+def run_all(runs: Sequence[Run], results: Path, processes: int) -> Iterator[tuple[Run, Exception | None]]:
+    """Do what is not done yet, and add a line for each; yields the runs as they end, with what went wrong. O(runs)."""
     done = finished(results)
-    waiting = [run for run in runs if run.key not in done]
     context = multiprocessing.get_context("spawn")
     with results.open("a") as file, ProcessPoolExecutor(processes, mp_context=context) as pool:
-        futures = {pool.submit(measure, run): run for run in waiting}
-        for future in as_completed(futures):
-            file.write(json.dumps(future.result()) + "\n")
-            file.flush()
-            yield futures[future]
+        futures = {pool.submit(measure, run): run for run in runs if run.key not in done}
+        try:
+            for future in as_completed(futures):
+                error = future.exception()
+                if error is None:
+                    file.write(json.dumps(future.result()) + "\n")
+                    file.flush()
+                yield futures[future], error if isinstance(error, Exception) else None
+        finally:
+            pool.shutdown(cancel_futures=True)  # after an interruption; what has ended is in the file
 
 
 def measure(run: Run) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from benchmarks.policies import Means, compare, table_of, table_of_all, verdicts
+from benchmarks.policies import Means, compare, predictions, table_of, table_of_all, verdicts
 from benchmarks.policy_runs import LINEAR_GRID, Condition, Run, conditions, finished, measure, rate_factor
 from sim.traces import formats
 from sim.traces.synthesize import Uniform
@@ -67,6 +67,18 @@ def test_targets_are_held_or_missed() -> None:
     assert "1 of   1  mean TTFT <= 0.9 of the defaults at x1" in said
     assert "missed: t x1 8 step immediate" in said
     assert table_of("warm", comparisons).row_count == table_of_all(comparisons).row_count == 2
+
+
+def test_predicted_caches_are_compared_with_events() -> None:
+    runs = [*rows("x1", {"warm": (0.5, 0.5)}), *rows("x2", {"warm": (0.5, 0.5)})]
+    runs += [
+        row | {"run": row["run"] | {"events": "predicted"}, "figures": figures(0.6)}
+        for row in runs
+        if row["run"]["rate"] == "x2"
+    ]
+    said = list(predictions("warm", list(compare(runs))))
+    assert said[0].startswith("  0 of   1")
+    assert said[1].endswith("t x2 8 step predicted: 1.200")
 
 
 def test_a_results_file_names_its_runs(tmp_path: Path) -> None:
