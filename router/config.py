@@ -84,6 +84,7 @@ class RouterConfig:
     discovery_path: Path = DEFAULT_DISCOVERY_PATH
     discovery_ttl_seconds: float = DEFAULT_TTL_SECONDS
     etcd: str = DEFAULT_URL
+    kubernetes_namespace: str | None = None
     etcd_user: str | None = None
     etcd_password_file: Path | None = None
     etcd_ca: Path | None = None

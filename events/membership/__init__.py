@@ -1,8 +1,8 @@
 """Who is there: a card per worker, and registries that hold them.
 
 A worker's adapter registers its card, keeps it alive and withdraws it; routers watch. `MemoryRegistry` (one process),
-`FileRegistry` (one machine, or a shared folder) and `EtcdRegistry` (a cluster) pass the same conformance suite,
-`tests/events/test_membership.py`; `discovery` opens the one that a command line asks for.
+`FileRegistry` (one machine, or a shared folder), `EtcdRegistry` and `KubernetesRegistry` (clusters) pass the same conformance
+suite, `tests/events/test_membership.py`; `discovery` opens the one that a command line asks for.
 """
 
 from __future__ import annotations

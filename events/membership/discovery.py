@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from events.membership import Registry
 
 DEFAULT_TTL_SECONDS = 10.0
-KINDS = ("file", "etcd", "memory")
+KINDS = ("file", "etcd", "kubernetes", "memory")
 
 
 class DiscoveryOptions(Protocol):
@@ -37,6 +37,10 @@ class DiscoveryOptions(Protocol):
     @property
     def discovery_ttl_seconds(self) -> float:
         """A card without a sign of life for so long is gone."""
+
+    @property
+    def kubernetes_namespace(self) -> str | None:
+        """Where leases are; None: in the pod's own."""
 
     @property
     def etcd(self) -> str:
@@ -74,7 +78,7 @@ def add_options(group: argparse._ArgumentGroup | argparse.ArgumentParser, memory
         dest="discovery",
         choices=KINDS,
         default="file",
-        help=f"registry of workers: a folder (default), an etcd cluster, or memory: {memory}",
+        help=f"registry of workers: a folder (default), an etcd cluster, Kubernetes (leases), or memory: {memory}",
     )
     add(
         "--discovery-path",
@@ -98,6 +102,11 @@ def add_options(group: argparse._ArgumentGroup | argparse.ArgumentParser, memory
         metavar="URL",
         help="members of the cluster, separated by commas; https for TLS (default: %(default)s)",
     )
+    add(
+        "--kubernetes-namespace",
+        metavar="NAME",
+        help="where the workers' leases are (default: the pod's own; outside of a pod: default)",
+    )
     add("--etcd-user", metavar="NAME", help="a user of etcd's (default: none)")
     add("--etcd-password-file", type=Path, metavar="FILE", help="holds the user's password")
     add("--etcd-ca", type=Path, metavar="FILE", help="authorities that etcd's certificate is checked against, PEM")
@@ -115,6 +124,8 @@ def open_registry(options: Options) -> Registry:
             return FileRegistry(options.discovery_path, options.namespace, options.discovery_ttl_seconds)
         case "etcd":
             return _etcd(options)
+        case "kubernetes":
+            return _kubernetes(options)
         case _:
             from events.membership.memory import MemoryRegistry
 
@@ -150,3 +161,15 @@ def _etcd(options: Options) -> Registry:
     except ImportError as error:
         raise RegistryError(f"--discovery etcd needs the package {error.name}: pip install 'warmpath[etcd]'") from error
     return EtcdRegistry(access, options.namespace, options.discovery_ttl_seconds)
+
+
+def _kubernetes(options: Options) -> Registry:
+    try:
+        from events.membership.kubernetes import KubernetesRegistry
+    except ImportError as error:
+        raise RegistryError(
+            f"--discovery kubernetes needs the package {error.name}: pip install 'warmpath[kubernetes]'"
+        ) from error
+    return KubernetesRegistry(
+        options.namespace, options.discovery_ttl_seconds, kubernetes_namespace=options.kubernetes_namespace
+    )

@@ -1,4 +1,4 @@
-"""Registries: one suite over memory, folder and etcd; then what only a folder can suffer (etcd: `test_membership_etcd`)."""
+"""Registries: one suite over all of them; then what only a folder can suffer (the others have files of their own)."""
 
 from __future__ import annotations
 
@@ -23,13 +23,15 @@ from events.membership.changes import changes
 from events.membership.etcd.access import EtcdAccess
 from events.membership.etcd.registry import EtcdRegistry
 from events.membership.file import FileRegistry
+from events.membership.kubernetes import KubernetesRegistry
 from events.membership.memory import MemoryDirectory, MemoryRegistry
 from tests.events.cards import card
+from tests.events.fake_kubernetes import FakeKubernetes
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(params=["memory", "file", "etcd"])
+@pytest.fixture(params=["memory", "file", "etcd", "kubernetes"])
 def registry_kind(request):
     """The kind, and for etcd the server. (Not async, as the server is the session's.)"""
     return request.param, request.getfixturevalue("etcd_url") if request.param == "etcd" else None
@@ -41,9 +43,18 @@ async def open_registry(registry_kind, tmp_path):
     made = []
     directory = MemoryDirectory()
     kind, url = registry_kind
+    kubernetes = FakeKubernetes()
+    if kind == "kubernetes":
+        await kubernetes.__aenter__()
 
     def make():
         match kind:
+            case "kubernetes":
+                made.append(
+                    KubernetesRegistry(
+                        "ns", poll_seconds=0.01, kubernetes_namespace="models", connect=kubernetes.connect
+                    )
+                )
             case "file":
                 made.append(FileRegistry(tmp_path / "cards", "test", poll_seconds=0.01))
             case "etcd":
@@ -55,6 +66,8 @@ async def open_registry(registry_kind, tmp_path):
     yield make
     for registry in made:
         await registry.close()
+    if kind == "kubernetes":
+        await kubernetes.__aexit__()
 
 
 async def test_a_card_is_seen_by_others_as_it_was_registered(open_registry):
