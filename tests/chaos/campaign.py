@@ -85,6 +85,7 @@ class Campaign:
         self._scene = Scene(site, self._truth, self._random, burst_events, set())
         self._deck: list[str] = []
         self._flushed_at: Counter[int] = Counter()
+        self._counters: dict[str, float] = {}
         self.strikes: list[Strike] = []
 
     async def run(self, faults: int | None = None, seconds: float | None = None) -> None:
@@ -100,6 +101,7 @@ class Campaign:
                 self.strikes.append(strike)
                 self._told(len(self.strikes), strike)
         finally:
+            self._counters = await self._truth.counters()
             await self._truth.close()
 
     def summary(self) -> Summary:
@@ -122,6 +124,7 @@ class Campaign:
             "convergence_seconds": {
                 name: _quantile(times, q) for name, q in (("p50", 0.5), ("p99", 0.99), ("max", 1.0))
             },
+            "routers_since_their_last_start": self._counters,
             "by_fault": self._by_fault(),
             "strikes": [
                 strike._asdict()

@@ -21,6 +21,14 @@ if TYPE_CHECKING:
 LONG_HISTORY_BATCHES = 8000
 """An engine that has published more may not be able to tell all of it again: it keeps 10,000."""
 
+COUNTERS = tuple(
+    f"warmpath_{name}_total"
+    for name in (
+        *("events_applied", "events_dropped", "bus_dropped", "bus_reconnects", "snapshots", "failed_snapshots"),
+        *("migrations", "ejections", "other_routers_healed", "other_routers_expired"),
+    )
+)
+
 
 class Findings(NamedTuple):
     """What differs from the truth; all empty: nothing."""
@@ -53,6 +61,22 @@ class Truth:
         for index in range(len(site.routers)):
             leaked += await self._bookings(index)
         return Findings(divergent, leaked)
+
+    async def counters(self) -> dict[str, float]:
+        """What went wrong on the way, by all routers' metrics, each since its last start."""
+        sums = dict.fromkeys(COUNTERS, 0.0)
+        for router in range(len(self._site.routers)):
+            url = f"{self._site.router_url(router)}/metrics"
+            try:
+                async with self._site.http.get(url, timeout=aiohttp.ClientTimeout(5)) as reply:
+                    lines = (await reply.text()).splitlines()
+            except (aiohttp.ClientError, TimeoutError):
+                continue
+            for line in lines:
+                name = line.partition(" ")[0].partition("{")[0]
+                if name in sums:
+                    sums[name] += float(line.rsplit(" ", 1)[1])
+        return sums
 
     async def close(self) -> None:
         """Disconnect."""

@@ -63,10 +63,14 @@ async def gone(*pids: int) -> None:
         await asyncio.sleep(0.01)
 
 
-async def index(url: str) -> int:
+async def metric(url: str, name: str) -> int:
     async with aiohttp.ClientSession() as session, session.get(url + "/metrics") as response:
         lines = (await response.text()).splitlines()
-    return int(float(next(line.split()[1] for line in lines if line.startswith("warmpath_process_index "))))
+    return int(float(next(line.split()[1] for line in lines if line.startswith(f"warmpath_{name} "))))
+
+
+async def index(url: str) -> int:
+    return await metric(url, "process_index")
 
 
 async def test_one_port_and_each_alone(tmp_path: Path) -> None:
@@ -79,6 +83,14 @@ async def test_one_port_and_each_alone(tmp_path: Path) -> None:
         process.terminate()
         assert await process.wait() == 0
         assert not any(alive(pid) for pid in pids)
+
+
+async def test_they_hear_of_each_other_over_one_broker(tmp_path: Path) -> None:
+    options = ("--share-bookings", "--nats", "embedded", "--nats-port", "0")
+    async with router(tmp_path, *options) as (_, ready), asyncio.timeout(30):
+        for url in ready["processes"]:
+            while await metric(url, "other_routers") != 1:
+                await asyncio.sleep(0.02)
 
 
 async def test_one_that_dies_ends_the_whole(tmp_path: Path) -> None:
