@@ -57,7 +57,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--context", plan.contexts, "tokens of each"),
     ):
         add(name, type=numbers, default=list(values), metavar="N,…", help=f"{text} ({','.join(map(str, values))})")
-    add("--repeats", type=positive, default=plan.repeats, metavar="N", help=f"of each prompt ({plan.repeats})")
+    add(
+        "--repeats",
+        type=positive,
+        default=plan.repeats,
+        metavar="N",
+        help=f"of each measurement; the quickest counts ({plan.repeats})",
+    )
     add("--decode-tokens", type=positive, default=plan.decode_tokens, metavar="N", help=f"({plan.decode_tokens})")
     add("--max-total-tokens", type=positive, default=plan.most_tokens, metavar="N", help=f"({plan.most_tokens})")
 

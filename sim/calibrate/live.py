@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-ALONE = tuple(name for name in PREFILL if name != "prefill_sequence_seconds")
-"""A prompt alone has one sequence in each step: what a sequence costs is part of what a step costs."""
+ALONE = PREFILL[:3]
+"""What a prompt alone can tell. It has one sequence in each step, so what a sequence costs is part of what a step costs; and what a
+token of context costs is part of what a prompt token costs outside of steps, for where there is one step the two are the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +80,7 @@ class Measurement:
         return found
 
     async def series(self) -> list[Series]:
-        """The decode step of each batch at each context, where it fits.
+        """The decode step of each batch at each context, where it fits: the quickest of the repeats.
 
         :raises UsageError: see `Client.generate`.
         """
@@ -89,7 +90,8 @@ class Measurement:
                 if batch * (context + self._plan.decode_tokens) > self._plan.most_tokens:
                     logger.info("%d sequences of %d tokens are left out: they may not fit", batch, context)
                     continue
-                series = await self._decode(batch, context)
+                runs = [await self._decode(batch, context) for _ in range(self._plan.repeats)]
+                series = min(runs, key=lambda run: run.step_seconds)
                 found.append(series)
                 self._progress(f"{batch} x {context} tokens: {series.step_seconds * 1000:.2f} ms a step")
         return found
@@ -131,7 +133,7 @@ def fit_live(probes: Sequence[Probe], series: Sequence[Series], plan: Plan) -> t
     ttft = np.array([probe.ttft_seconds for probe in probes])
     linear = np.array([probe.new_tokens >= plan.linear_from for probe in probes])
     prompt = non_negative(features[linear], ttft[linear], "prompts")
-    numbers = dict(zip(REQUEST + ALONE, prompt.tolist(), strict=True)) | {"prefill_sequence_seconds": 0.0}
+    numbers = dict(zip(REQUEST + ALONE, prompt.tolist(), strict=True)) | dict.fromkeys(PREFILL[3:], 0.0)
     steps = np.array([item.step_seconds for item in series])
     decode_features = np.array([[1.0, item.sequences, item.kv_tokens] for item in series]).reshape(-1, 3)
     decode = non_negative(decode_features, steps, "decode series")
@@ -159,7 +161,7 @@ def _ttft(timing: StepTiming, probe: Probe, chunk_tokens: int) -> float:
 
 def _probe_features(probe: Probe, plan: Plan) -> NDArray[np.float64]:
     steps = prompt_features(probe.new_tokens, probe.cached_tokens, plan.chunk_tokens, plan.graph_tokens)
-    return np.concatenate([[1.0, probe.new_tokens + probe.cached_tokens], steps[[0, 1, 2, 4]]])
+    return np.concatenate([[1.0, probe.new_tokens + probe.cached_tokens], steps[:3]])
 
 
 def _floor(probes: Sequence[Probe], numbers: dict[str, float], plan: Plan) -> float:

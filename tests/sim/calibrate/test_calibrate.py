@@ -161,7 +161,7 @@ class VirtualClient:
 
 
 async def test_a_server_gives_its_model_back():
-    timing = replace(KNOWN, prefill_sequence_seconds=0.0, prefill_graph_tokens=512)
+    timing = replace(KNOWN, prefill_sequence_seconds=0.0, prefill_context_seconds=0.0, prefill_graph_tokens=512)
     plan = Plan(
         new_tokens=(16, 512, 700, 1024, 2048, 4096),
         cached_tokens=(0, 512, 2048),
