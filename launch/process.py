@@ -73,10 +73,13 @@ class Process:
             raise ProcessFailed(f"{self.module} did not become ready; {self.log} ends with:\n{self.last_words()}")
         return self
 
-    async def ended(self) -> int:
-        """Wait for its own end; its exit status."""
+    async def ended(self, seconds: float = READY_TIMEOUT_SECONDS) -> int:
+        """Wait for its own end; its exit status.
+
+        :raises TimeoutError: it took longer.
+        """
         assert self._child is not None
-        return await asyncio.wait_for(self._child.wait(), READY_TIMEOUT_SECONDS)
+        return await asyncio.wait_for(self._child.wait(), seconds)
 
     async def stop(self, number: signal.Signals = signal.SIGTERM) -> int | None:
         """Ask it to stop, then insist; its exit status, None if it never ran."""

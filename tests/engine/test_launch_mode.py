@@ -80,7 +80,7 @@ async def launched(folder: Path, *options: str) -> AsyncIterator[Launched]:
         arguments = ["--python", str(sglang_python(folder)), "--model-path", str(tinymodel.PATH), *ON_CPU]
         arguments += ["--served-model-name", MODEL_NAME, "--port", str(free_port()), *stack.place()]
         worker = await stack.spawn("workers.sglang", [*arguments, *options], "worker")
-        await worker.ready(seconds=300)
+        await worker.ready(seconds=500)
         router = await stack.route("--min-workers", "1", "--admin-token", TOKEN, "--first-token-timeout", "60")
         yield Launched(stack, worker, router.announced["http"], session)
 
@@ -157,7 +157,7 @@ async def it_drains(running: Launched) -> None:
     assert chunks[-1]["choices"][0]["finish_reason"] == "length"
     async with running.session.get(f"{running.url}/metrics") as reply:
         assert "warmpath_migrations_total{" not in await reply.text()
-    assert await running.worker.ended() == 0
+    assert await running.worker.ended(seconds=300) == 0
     log = running.worker.log.read_text()
     assert "still in flight" not in log
     assert "the engine did not stop" not in log
@@ -185,7 +185,7 @@ async def test_sglangs_own_parser_refuses_before_anything_starts(tmp_path: Path)
     async with Stack(tmp_path, workers=0) as stack:
         options = ["--python", str(sglang_python(tmp_path)), "--model-path", "m", "--tool-call-parser", "no-such"]
         worker = await stack.spawn("workers.sglang", [*options, *stack.place()], "worker")
-        assert await worker.ended() == 2
+        assert await worker.ended(seconds=500) == 2
         log = worker.log.read_text()
         assert "error: SGLang: argument --tool-call-parser: invalid choice: 'no-such'" in log
         assert "engine started" not in log
