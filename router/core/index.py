@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 DEFAULT_MAX_BLOCKS = 1 << 26
 """Prefixes that an index knows at most: 2 GiB at 32 bytes each."""
 _match = entry(kernels.match)
+_DEVICE = Tier.DEVICE
 _TIERS = tuple(map(int, Tier))
-"""Kernels take plain integers."""
+"""Kernels take plain integers, and any."""
 
 
 class IndexStatistics(NamedTuple):
@@ -92,11 +93,11 @@ class PrefixIndex:
 
     def store(self, target: int, hashes: NDArray[np.uint64], tier: Tier = Tier.DEVICE) -> int:
         """The target now holds these prefixes (uint64, shape (n,)); returns how many it did not hold before. O(n)."""
-        return self._table.add(target, hashes, _TIERS[tier])
+        return self._table.add(target, hashes, 0 if tier is _DEVICE else _TIERS[tier])
 
     def remove(self, target: int, hashes: NDArray[np.uint64], tier: Tier = Tier.DEVICE) -> int:
         """The target no longer holds these prefixes in this tier; returns how many it did hold. O(n)."""
-        return self._table.discard(target, hashes, _TIERS[tier])
+        return self._table.discard(target, hashes, 0 if tier is _DEVICE else _TIERS[tier])
 
     def clear(self, target: int) -> int:
         """The target holds nothing any more, in any tier; returns how many blocks it held. O(prefixes in the index)."""

@@ -69,6 +69,10 @@ class _Generation:
         self.recent = np.frombuffer(memory, np.uint8, groups, 8 * slots + 12 * self.capacity)
         self._prepared = self._released = 0
 
+    def provide(self) -> None:
+        """Have all of the memory provided now."""
+        kernels.touch(self.slots.ctypes.data, 0, len(self.memory) // 8)
+
     def prepare(self) -> bool:
         """Have another piece of the slots' memory provided; returns whether that was the last."""
         end = min(len(self.slots), self._prepared + _PIECE_SLOTS)
@@ -101,7 +105,7 @@ class PresenceTable:
     targets are kept once each. It grows and shrinks a few cells with each call.
 
     :param max_prefixes: how many prefixes to know at most. Beyond that those used long ago are forgotten, and counted.
-    :param expected_prefixes: have room for that many from the start, and never less.
+    :param expected_prefixes: have room for that many from the start, its memory provided, and never less.
     :raises ValueError: `max_prefixes` is below 1.
 
     >>> table = PresenceTable()
@@ -122,6 +126,8 @@ class PresenceTable:
         """The address that kernels take; it stays the same."""
         self._fewest_log2 = max(_FEWEST_SLOTS_LOG2, int(expected_prefixes / _PREPARE).bit_length())
         self._generation = _Generation(self._fewest_log2, huge=True)
+        if expected_prefixes:
+            self._generation.provide()
         self._older: _Generation | None = None
         self._next: _Generation | None = None
         self._former: _Generation | None = None
