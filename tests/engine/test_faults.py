@@ -137,9 +137,9 @@ async def test_what_goes_to_host_memory_is_believed_there_and_reused(tmp_path: P
         await adapter.ready()
         router = await stack.route("--min-workers", "1")
         site = Site(router.announced["http"], engine, session, ranks=1)
-        prompts = [[3 + number, *range(100 + number, 339 + number)] for number in range(8)]
+        prompts = [[3 + number, *range(100 + number, 339 + number)] for number in range(6)]
         from_host = 0
-        for prompt in [*prompts, *prompts, prompts[-1], prompts[0]]:  # 1,920 tokens over 1,024 on the device
+        for prompt in [*prompts, *prompts, prompts[-1], prompts[0]]:  # 1,440 tokens over 1,024 on the device
             await site.settle()
             ((device, host),) = await site.tiers(prompt)
             _, cached = await site.ask(prompt)

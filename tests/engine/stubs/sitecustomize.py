@@ -61,9 +61,9 @@ class Immediate:
 def host_tier():
     """HiCache in plain memory."""
 
-    def copy(sources, targets, source_indices, target_indices, page_size=1, **options):
-        for source, target in zip(sources, targets, strict=False):
-            target[target_indices] = source[source_indices].to(target.dtype)
+    def copy(src_layers, dst_layers, src_indices, dst_indices, page_size=1, **options):
+        for source, target in zip(src_layers, dst_layers, strict=False):
+            target[dst_indices] = source[src_indices].to(target.dtype)
 
     def unpinned(*arguments, **options):
         return None
