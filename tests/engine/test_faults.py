@@ -127,7 +127,8 @@ async def test_an_engine_that_is_flushed_and_killed_leaves_no_ghosts(tmp_path: P
 
 
 async def test_what_goes_to_host_memory_is_believed_there_and_reused(tmp_path: Path) -> None:
-    options = ("--enable-hierarchical-cache", "--hicache-io-backend", "direct", "--hicache-mem-layout", "layer_first")
+    options = ("--enable-hierarchical-cache", "--hicache-ratio", "2", "--hicache-io-backend", "direct")
+    options += ("--hicache-mem-layout", "layer_first", "--hicache-write-policy", "write_through")
     async with (
         EngineServer(tmp_path, *options, page_size=PAGE, pool_tokens=1024, variables=HOST_TIER) as engine,
         Stack(tmp_path / "stack", workers=0, block_size=BLOCK) as stack,
