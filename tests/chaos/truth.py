@@ -24,7 +24,7 @@ LONG_HISTORY_BATCHES = 8000
 COUNTERS = tuple(
     f"warmpath_{name}_total"
     for name in (
-        *("events_applied", "events_dropped", "bus_dropped", "bus_reconnects", "snapshots", "failed_snapshots"),
+        *("events_applied", "events_dropped", "bus_dropped", "bus_reconnects", "gaps", "resyncs", "failed_snapshots"),
         *("migrations", "ejections", "other_routers_healed", "other_routers_expired"),
     )
 )
