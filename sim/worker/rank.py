@@ -88,6 +88,9 @@ class Rank:
             request, timer = self._arriving.pop(next(iter(self._arriving)))
             timer.cancel()
             self.engine.submit(request, time.monotonic())
+            if request.rid in self._met_early:
+                self._met_early.discard(request.rid)
+                self.met(request.rid)
         self._wake.set()
 
     def abort(self, rid: str) -> bool:
