@@ -12,6 +12,7 @@ import aiohttp
 import pytest
 
 from launch.process import Process
+from router.core import Target
 from sim.engine import StepTiming
 from tests.router.disaggregated import DECODE, PREFILL, WHOLE, Site, alone, site
 
@@ -165,12 +166,14 @@ async def test_kill_9_of_a_leg(part: str, tmp_path: Path) -> None:
         exits.push_async_callback(victim.stop)
         await (await victim.start()).ready()
         url = f"http://127.0.0.1:{victim.announced['http']}"
-        settings = {"policy": "round-robin", "decode_policy": "round-robin", "others": (url,)}
-        there = await exits.enter_async_context(site(PREFILL, DECODE, **settings))
+        there = await exits.enter_async_context(site(PREFILL, DECODE, others=(url,)))
+        other = Target(there.workers[part == DECODE].url.removeprefix("http://"))
+        there.router.scheduler.set_available(other, available=False)
         asked = asyncio.create_task(there.complete(prompt(), 40))
         async with asyncio.timeout(10):
             while not await used(there, url):
                 await asyncio.sleep(0.01)
+        there.router.scheduler.set_available(other, available=True)
         await victim.stop(signal.SIGKILL)
         status, body, _ = await asked
         assert (status, body["choices"][0]["text"]) == (200, await alone(prompt(), 40))
