@@ -12,6 +12,7 @@
 `engine`        the few HTTP routes that the adapter asks
 `readiness`     whether every rank serves, asked once
 `adapter`       all of it together, for as long as the engine lives and whenever it comes back
+`cancelling`    the end of a task, however it takes its cancellation
 `options`       the command line, `config_file` and `parser_names` with it
 `launching/`    the engine as a child: its arguments, its restarts, its end
 ==============  ======================================================================

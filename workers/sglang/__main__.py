@@ -25,8 +25,9 @@ from events.origin import ForeignPackage, check_one_root
 
 from . import config_file
 from .adapter import Adapter, Pace
+from .cancelling import cancelled
 from .card import CardError, Chosen
-from .launching.arguments import Launch, Wishes, complete
+from .launching.arguments import Launch, Wishes, complete, with_wishes
 from .launching.command import OtherCommand, SglangCommand
 from .launching.drain import Patience
 from .launching.restarts import Restarts
@@ -81,7 +82,7 @@ async def serve(line: CommandLine) -> int:
 async def _launch(line: CommandLine, parts: AsyncExitStack) -> Launch:
     """The engine's arguments, complete."""
     options, command = line.options, _command(line.options)
-    arguments = [*_config_words(line, command, parts), *line.engine]
+    given = [*_config_words(line, command, parts), *line.engine]
     wishes = Wishes(
         options.tool_call_parser,
         options.reasoning_parser,
@@ -92,6 +93,7 @@ async def _launch(line: CommandLine, parts: AsyncExitStack) -> Launch:
         options.advertise_host,
         options.nats,
     )
+    arguments = with_wishes(given, wishes)
     launch = complete(arguments, await command.understand(arguments), wishes)
     for said in launch.said:
         logger.warning("%s", said)
@@ -170,12 +172,15 @@ def _adapter(options: argparse.Namespace, chosen: Chosen, bus: NatsBus, registry
 
 
 async def _until_signalled(adapter: Adapter) -> None:
-    running = asyncio.create_task(adapter.run())
-    _on_signal(running.cancel)
-    try:
-        await running
-    except asyncio.CancelledError:
-        logger.info("stopped: %s", adapter.statistics())
+    running, stopped = asyncio.create_task(adapter.run()), asyncio.Event()
+    _on_signal(stopped.set)
+    stopping = asyncio.create_task(stopped.wait())
+    await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    await cancelled(stopping)
+    if running.done():
+        running.result()  # its error: it does not end by itself
+    await cancelled(running)
+    logger.info("stopped: %s", adapter.statistics())
 
 
 def _on_signal(stop: Callable[[], object]) -> None:

@@ -136,7 +136,8 @@ class RankSubscription:
         self._live.set(zmq.SUBSCRIBE, self._topic.encode())
         self._live.connect(self._endpoint)
         try:
-            await asyncio.wait_for(recv_monitor_message(self._monitor), CONNECT_TIMEOUT_SECONDS)
+            async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS):  # not wait_for, which can lose a cancellation
+                await recv_monitor_message(self._monitor)
         except TimeoutError:
             logger.warning("%s does not accept subscribers (yet); trying on", self._endpoint)
         return self
@@ -333,7 +334,8 @@ class RankSubscription:
         return frames, True
 
     async def _reply(self, socket: zmq.asyncio.Socket) -> list[bytes]:
-        return await asyncio.wait_for(socket.recv_multipart(), self._replay_timeout_seconds)
+        async with asyncio.timeout(self._replay_timeout_seconds):
+            return await socket.recv_multipart()
 
 
 def _unbroken(frames: list[Frame], due: int | None) -> list[Frame]:

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from workers.sglang.launching.arguments import Wishes, complete
+from workers.sglang.launching.arguments import Wishes, complete, with_wishes
 from workers.sglang.launching.command import Refused, Understood, scan
 
 MODEL = ("--model-path", "m")
 
 
 def launched(*arguments, wishes=None, known=None, binds=False):
-    words = [*MODEL, *arguments]
+    words = with_wishes([*MODEL, *arguments], wishes or Wishes())
     understood = Understood(scan(words), None if known is None else frozenset(known), binds)
     return complete(words, understood, wishes or Wishes())
 

@@ -11,6 +11,7 @@ import aiohttp
 import pytest
 
 from tests.workers.fake_sglang import FakeServer
+from workers.sglang import cancelling
 from workers.sglang.engine import Engine
 from workers.sglang.launching import restarts
 from workers.sglang.launching.drain import Patience, drain
@@ -117,6 +118,25 @@ async def test_an_engine_ends_with_its_supervisor(tmp_path):
     async with asyncio.timeout(10):
         while _alive(child):
             await asyncio.sleep(0.01)
+
+
+async def test_a_lost_cancellation_is_said_again(monkeypatch):
+    monkeypatch.setattr(cancelling, "AGAIN_SECONDS", 0.01)
+    lost = []
+
+    async def deaf():
+        while True:
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                if lost:
+                    raise
+                lost.append(True)
+
+    task = asyncio.create_task(deaf())
+    await asyncio.sleep(0)
+    await asyncio.wait_for(cancelling.cancelled(task), 10)
+    assert (lost, task.cancelled()) == ([True], True)
 
 
 async def test_drain_waits_for_what_runs_waits_or_is_transferred():

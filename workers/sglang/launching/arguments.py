@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from . import ports
-from .command import Refused
+from .command import Refused, scan
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -104,6 +104,26 @@ class Launch:
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
 
+def with_wishes(arguments: Sequence[str], wishes: Wishes) -> list[str]:
+    """The arguments, and what warmpath's options mean for the engine itself: for its parser to judge, too.
+
+    :raises Refused: two chat templates are given.
+    """
+    other = scan(arguments).get("chat_template")
+    if wishes.chat_template is not None and other not in (None, str(wishes.chat_template)):
+        options = f"--custom-jinja-template {wishes.chat_template} and --chat-template {other}"
+        raise Refused(f"{options}: they differ, give one")
+    words = list(arguments)
+    for option, value in (
+        ("--tool-call-parser", wishes.tool_call_parser),
+        ("--reasoning-parser", wishes.reasoning_parser),
+        ("--chat-template", None if other else wishes.chat_template),
+        ("--log-level", wishes.log_level),
+    ):
+        words += [option, str(value)] if value is not None else []
+    return words + (["--is-embedding"] if wishes.embedding and "--is-embedding" not in words else [])
+
+
 def complete(arguments: Sequence[str], understood: Understood, wishes: Wishes) -> Launch:
     """The arguments with what warmpath's options and routing add.
 
@@ -111,7 +131,8 @@ def complete(arguments: Sequence[str], understood: Understood, wishes: Wishes) -
     """
     launch = Launch(list(arguments), understood, wishes)
     _refuse(launch, wishes)
-    _pass_on(launch, wishes)
+    if wishes.text_mode or launch.given("tool_call_parser") or launch.given("reasoning_parser"):
+        launch.add("enable_cache_report", why="where bodies pass through, this is how routers hear of cached tokens")
     ranks = launch.number("dp_size", 1)
     first = ports.free_run(
         3 * ranks + 2
@@ -131,9 +152,6 @@ def _refuse(launch: Launch, wishes: Wishes) -> None:
     for name, reason in REFUSED.items():
         if launch.given(name):
             raise Refused(f"--{name.replace('_', '-')}: {reason}")
-    for name in ("tool_call_parser", "reasoning_parser"):
-        _refuse_second(name, getattr(wishes, name), launch.given(name))
-    _refuse_second("chat_template", wishes.chat_template, launch.given("chat_template"), "custom_jinja_template")
     if launch.given("skip_tokenizer_init"):
         wanted = [name for name in ("text_mode", "tool_call_parser", "reasoning_parser") if getattr(wishes, name)]
         if wanted:
@@ -141,28 +159,6 @@ def _refuse(launch: Launch, wishes: Wishes) -> None:
             raise Refused(f"--skip-tokenizer-init leaves the engine without text, and --{option} has it work on text")
     if wishes.embedding and launch.given("disaggregation_mode", "null") != "null":
         raise Refused("--embedding-worker and --disaggregation-mode: there is no decode to move elsewhere")
-
-
-def _refuse_second(name: str, wished: object, given: object, ours: str = "") -> None:
-    if wished is not None and given is not None and str(wished) != str(given):
-        options = f"--{(ours or name).replace('_', '-')} {wished} and --{name.replace('_', '-')} {given}"
-        raise Refused(f"{options}: they differ, give one")
-
-
-def _pass_on(launch: Launch, wishes: Wishes) -> None:
-    """What warmpath's options mean for the engine itself."""
-    if wishes.tool_call_parser:
-        launch.add("tool_call_parser", wishes.tool_call_parser)
-    if wishes.reasoning_parser:
-        launch.add("reasoning_parser", wishes.reasoning_parser)
-    if wishes.chat_template:
-        launch.add("chat_template", wishes.chat_template)
-    if wishes.embedding:
-        launch.add("is_embedding")
-    if wishes.log_level:
-        launch.add("log_level", wishes.log_level)
-    if wishes.text_mode or launch.given("tool_call_parser") or launch.given("reasoning_parser"):
-        launch.add("enable_cache_report", why="where bodies pass through, this is how routers hear of cached tokens")
 
 
 def _add_addresses(launch: Launch, first: int) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 
+from workers.sglang.cancelling import cancelled
 from workers.sglang.engine import Engine
 
 from .drain import Patience, drain
@@ -92,9 +93,7 @@ class Supervisor:
                 done.pop().result()  # the adapter's error
                 raise AssertionError("an adapter ends by an error alone")
             finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
+                await asyncio.gather(*map(cancelled, tasks))
                 if adapter is not None:
                     logger.info("stopped: %s", adapter.statistics())
 
