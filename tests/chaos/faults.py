@@ -134,8 +134,7 @@ def _killed(kind: str, parts: Callable[[Site], list[Part]]) -> None:
         await victims[index].kill()
         yield victims[index].name
         await asyncio.sleep(scene.random.choice((0.0, 0.5, BEYOND_LEASES_SECONDS)))
-        await victims[index].start()
-        await victims[index].ready()
+        await victims[index].start_again()
 
     inflict.__name__ = f"{kind} killed"
     _fault(inflict)
@@ -184,8 +183,7 @@ async def _engine_and_adapter_killed(scene: Scene) -> AsyncIterator[str]:
     await asyncio.gather(site.engines[index].kill(), site.adapters[index].kill())
     yield site.engines[index].name
     for part in (site.engines[index], site.adapters[index]):
-        await part.start()
-        await part.ready()
+        await part.start_again()
 
 
 async def _nats_killed(scene: Scene) -> AsyncIterator[str]:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import signal
 from typing import TYPE_CHECKING
 
-from launch.process import Process
+from launch.process import Process, ProcessFailed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
     from typing import Any
+
+ATTEMPTS = 10
+RETRY_SECONDS = 1.0
 
 
 class Part:
@@ -44,6 +48,23 @@ class Part:
         assert self._process is not None
         await self._process.ready()
         self.announced = self.announced or self._process.announced
+
+    async def start_again(self) -> None:
+        """Start it where it was, and wait; again, if somebody has taken its port meanwhile.
+
+        :raises ProcessFailed: it does not come up.
+        """
+        for attempt in range(ATTEMPTS):
+            await self.start()
+            try:
+                await self.ready()
+            except ProcessFailed:
+                if attempt == ATTEMPTS - 1:
+                    raise
+                await self.kill()
+                await asyncio.sleep(RETRY_SECONDS)
+            else:
+                return
 
     async def kill(self) -> None:
         """End it at once."""
