@@ -27,8 +27,8 @@ STALL_WEIGHT = 1 / 50
 CONTEXT_WEIGHT = 1 / 10
 """A token of KV in use slows down every decode step, and is one less to be had: that part of a token of prefill."""
 HOST_COST = 1 / 8
-"""Loading a block from host memory takes so much of its prefill. An 8B model's KV is 128 KiB a token: 2.5 µs over a link of
-52.6 GB/s (PCIe 5 and pinned memory, by benchmarks/load_back.py on an H100), where computing it takes 22.7 µs (44,000 tokens/s)."""
+"""Loading a block from host memory takes so much of its prefill. An 8B model's KV is 128 KiB a token: 2.4 µs over a link of
+54.6 GB/s (PCIe 5 and pinned memory, by benchmarks/load_back.py on an H200), where computing it takes 22.7 µs (44,000 tokens/s)."""
 DISK_COST = 3 / 4
 """The same from a disk of 8 GB/s; not measured."""
 
