@@ -21,8 +21,7 @@ from benchmarks.figures import Figure, Skipped, against, at_most, report
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    Answer = dict[str, float]
-
+Answer = dict[str, float]
 HERE = Path(__file__).parent
 ROUNDS = 3
 BACKENDS = ("sglang", "vllm")
@@ -69,11 +68,11 @@ def agreement(policy: str, backend: str, mine: list[Answer], theirs: list[Answer
         yield Figure(f"{name}: {text}", unit, own, median(runs), reach, met)
 
 
-def conversation(trace: str, python: str) -> Iterator[Figure | Skipped]:
+def conversation(trace: str, python: str, rounds: int) -> Iterator[Figure | Skipped]:
     """The rows about a trace."""
     for policy, mode in POLICIES.items():
         mine, theirs = list[Answer](), {backend: list[Answer]() for backend in BACKENDS}
-        for _ in range(ROUNDS):
+        for _ in range(rounds):
             mine.append(ours(trace, "--policy", policy))
             try:
                 for backend, runs in theirs.items():
@@ -104,11 +103,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("trace", help="JSON lines in Mooncake's format")
     parser.add_argument("--rival", default=sys.executable, metavar="PYTHON", help="with ai-dynamo-runtime installed")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="of each policy, both sides (default: %(default)s)")
     parser.add_argument("--no-million", action="store_true", help="leave the million requests out")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
     options = parser.parse_args()
     trace = str(Path(options.trace).resolve())
-    rows = [lambda: conversation(trace, options.rival)]
+    rows = [lambda: conversation(trace, options.rival, options.rounds)]
     report(rows if options.no_million else [*rows, million], options.json)
 
 

@@ -2,8 +2,9 @@
 
 =============  ==============================================================
 `content`      what requests consist of, and the hashes of their routing blocks
+`state`        the kernels' memory
 `kernels`      the engines: cache, admission, steps, on arrays
-`fleet`        the kernels' memory, and calls with names
+`fleet`        calls with names; memory that grows
 =============  ==============================================================
 """
 

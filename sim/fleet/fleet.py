@@ -9,7 +9,7 @@ import numpy as np
 
 from sim.engine.config import FIXED_LENGTHS_KNOWN, LEAVING_NOTICED_AT_ONCE
 from sim.fleet import kernels
-from sim.fleet.kernels import State
+from sim.fleet.state import CHANGE, ENGINE, LOAD, NODE, NOTICE, SEQUENCE, STEP, State
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -65,15 +65,15 @@ class EngineFleet:
         parameters = [config.timing.parameters() for config in configs]
         running = max(config.running_limit for config in configs)
         self._state = State(
-            engines=np.zeros(len(configs), kernels.ENGINE),
-            sequences=np.zeros(legs * len(content), kernels.SEQUENCE),
-            nodes=np.zeros(_NODES, kernels.NODE),
+            engines=np.zeros(len(configs), ENGINE),
+            sequences=np.zeros(legs * len(content), SEQUENCE),
+            nodes=np.zeros(_NODES, NODE),
             slots=np.zeros(4 * _NODES, np.uint64),
-            changes=np.zeros(0, kernels.CHANGE),
-            loads=np.zeros(0, kernels.LOAD),
-            notices=np.zeros(_NOTICES, kernels.NOTICE),
+            changes=np.zeros(0, CHANGE),
+            loads=np.zeros(0, LOAD),
+            notices=np.zeros(_NOTICES, NOTICE),
             running=np.zeros((len(configs), running), np.int32),
-            steps=np.zeros(2 * len(configs), kernels.STEP),
+            steps=np.zeros(2 * len(configs), STEP),
             flying=np.zeros((2 * len(configs), running + 1), np.int32),
             parameters=_as_rows([numbers for _, numbers in parameters]),
             counts=np.zeros(kernels.COUNTS, np.int64),
@@ -95,18 +95,18 @@ class EngineFleet:
             self._set_up_engine(number, config, kind)
         self._taken_hashes = np.empty(0, np.uint64)
         self._runs = np.empty((_TAKEN_RUNS, 4), np.int64)
-        self._taken_loads = np.zeros(len(configs), kernels.LOAD)
+        self._taken_loads = np.zeros(len(configs), LOAD)
         self._taken_numbers = np.zeros(len(configs), np.int64)
 
     @property
     def sequences(self) -> NDArray[np.void]:
-        """`kernels.SEQUENCE`, one row per leg and request; the kernels' own."""
+        """`SEQUENCE`, one row per leg and request; the kernels' own."""
         rows: NDArray[np.void] = self._state.sequences
         return rows
 
     @property
     def engines(self) -> NDArray[np.void]:
-        """`kernels.ENGINE`, one row per engine; the kernels' own."""
+        """`ENGINE`, one row per engine; the kernels' own."""
         rows: NDArray[np.void] = self._state.engines
         return rows
 
@@ -173,8 +173,8 @@ class EngineFleet:
         return float(self._state.engines["begin"].min())
 
     def notices(self, until: float) -> NDArray[np.void]:
-        """What was there to be noticed by then, in order of time: `kernels.NOTICE`. They are handed over once."""
-        taken = np.empty(int(self._state.counts[kernels.NOTICES]), kernels.NOTICE)
+        """What was there to be noticed by then, in order of time: `NOTICE`. They are handed over once."""
+        taken = np.empty(int(self._state.counts[kernels.NOTICES]), NOTICE)
         return taken[: kernels.take_notices(self._state, until, taken)]
 
     def changes(self, until: float, block_size: int, hashes: Hashes) -> Iterator[Changes]:
@@ -189,7 +189,7 @@ class EngineFleet:
                 yield Changes(engine, kind == kernels.STORED, self._taken_hashes[begin:end])
 
     def loads(self, until: float) -> Iterator[tuple[int, NDArray[np.void]]]:
-        """Each engine's last report until then, if there was a new one: its number and a row of `kernels.LOAD`."""
+        """Each engine's last report until then, if there was a new one: its number and a row of `LOAD`."""
         count = kernels.take_loads(self._state, until, self._taken_loads, self._taken_numbers)
         return zip(self._taken_numbers[:count].tolist(), self._taken_loads[:count], strict=True)
 
