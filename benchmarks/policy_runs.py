@@ -6,6 +6,7 @@ A run is named by its condition and its policy; runs that the results file has a
 from __future__ import annotations
 
 import itertools
+import gc
 import json
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -136,6 +137,7 @@ def measure(run: Run) -> dict[str, Any]:
     factor = rate_factor(replace(condition, seed=0, events="immediate"))  # the same rate for all that is compared
     trace = scale.rate(_trace(condition.trace, condition.part, condition.smooth), factor)
     report = Report.of(trace, [_replay(trace, condition, run.policy)], Slo())
+    gc.collect()  # what a replay leaves refers to itself, and is large but not many: it would not be collected soon
     return {"run": json.loads(run.key), "rate_factor": factor, "figures": plain(report.figures[0])}
 
 
