@@ -5,8 +5,8 @@ A run is named by its condition and its policy; runs that the results file has a
 
 from __future__ import annotations
 
-import itertools
 import gc
+import itertools
 import json
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor, as_completed
