@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from events.command import UsageError
 from sim.calibrate.features import DECODE, PREFILL, REQUEST, prompt_features
 from sim.calibrate.fit import non_negative, quality
 from sim.calibrate.probes import Probe, Series
@@ -30,6 +31,10 @@ logger = logging.getLogger(__name__)
 ALONE = PREFILL[:3]
 """What a prompt alone can tell. It has one sequence in each step, so what a sequence costs is part of what a step costs; and what a
 token of context costs is part of what a prompt token costs outside of steps, for where there is one step the two are the same."""
+
+
+LONGER_TRIES = 4
+"""A decode series whose first sequence ends before the last begins is asked for twice as long, so often."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,25 +108,36 @@ class Measurement:
         return await self._client.generate(prefix + self._fresh(new), 1)
 
     async def _decode(self, batch: int, context: int) -> Series:
-        """Sequences that decode together; what counts is the time while all of them do."""
-        tokens = self._plan.decode_tokens + batch  # the first goes on until the last has begun
-        answers = await asyncio.gather(*(self._client.generate(self._fresh(context), tokens) for _ in range(batch)))
-        return together(answers)
+        """Sequences that decode together; what counts is the time while all of them do.
+
+        :raises UsageError: the first always ends before the last begins; see also `Client.generate`.
+        """
+        tokens = self._plan.decode_tokens + batch  # the first goes on until the last has begun, as a rule
+        for _ in range(LONGER_TRIES):
+            answers = await asyncio.gather(*(self._client.generate(self._fresh(context), tokens) for _ in range(batch)))
+            if series := together(answers):
+                return series
+            tokens *= 2
+        raise UsageError(
+            f"{batch} requests of {context} tokens do not decode side by side, even for {tokens // 2} tokens each"
+        )
 
     def _fresh(self, tokens: int) -> list[int]:
         drawn: list[int] = self._random.integers(*self._plan.token_ids, tokens).tolist()
         return drawn
 
 
-def together(answers: Sequence[Answer]) -> Series:
-    """The mean step while all of them decode. O(tokens)."""
+def together(answers: Sequence[Answer]) -> Series | None:
+    """The mean step while all of them decode; None: for less than a step. O(tokens)."""
     begin = max(answer.token_times[0] for answer in answers)
     end = min(answer.token_times[-1] for answer in answers)
     inside = [[time for time in answer.token_times if begin < time <= end] for answer in answers]
-    steps = max((times for times in inside), key=len)
+    steps = max(inside, key=len)
+    if len(steps) < 2:
+        return None
     middle = (begin + end) / 2
     kv_tokens = sum(answer.prompt_tokens + sum(time <= middle for time in answer.token_times) for answer in answers)
-    return Series(len(answers), float(kv_tokens), (steps[-1] - steps[0]) / max(1, len(steps) - 1))
+    return Series(len(answers), float(kv_tokens), (steps[-1] - steps[0]) / (len(steps) - 1))
 
 
 def fit_live(probes: Sequence[Probe], series: Sequence[Series], plan: Plan) -> tuple[StepTiming, dict[str, Any]]:

@@ -250,3 +250,26 @@ def test_the_projects_profile_is_what_the_recorded_calibration_gives(tmp_path):
 def test_too_few_rows_are_an_error_not_a_fit():
     with pytest.raises(UsageError, match="2 rows are too few to fit 3 numbers to"):
         non_negative(np.ones((2, 3)), np.ones(2), "rows")
+
+
+class Apart:
+    """Answers one request after the other, `apart` seconds from begin to begin, a token every second."""
+
+    def __init__(self, apart):
+        self.apart, self.begun, self.asked = apart, 0, []
+
+    async def generate(self, prompt, max_new_tokens):
+        begin = self.apart * self.begun
+        self.begun += 1
+        self.asked.append(max_new_tokens)
+        return Answer(len(prompt), 0, begin, [begin + token for token in range(max_new_tokens)])
+
+
+async def test_sequences_that_miss_each_other_are_asked_for_longer():
+    plan = Plan(batches=(2,), contexts=(64,), decode_tokens=4, repeats=1)
+    client = Apart(8.0)
+    (series,) = await Measurement(client, plan, lambda _line: None).series()
+    assert client.asked == [6, 6, 12, 12]
+    assert (series.sequences, series.step_seconds) == (2, 1.0)
+    with pytest.raises(UsageError, match="2 requests of 64 tokens do not decode side by side, even for 48 tokens each"):
+        await Measurement(Apart(1000.0), plan, lambda _line: None).series()
