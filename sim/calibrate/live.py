@@ -33,7 +33,7 @@ ALONE = PREFILL[:3]
 token of context costs is part of what a prompt token costs outside of steps, for where there is one step the two are the same."""
 
 
-LONGER_TRIES = 4
+LONGER_TRIES = 6
 """A decode series whose first sequence ends before the last begins is asked for twice as long, so often."""
 
 

@@ -156,7 +156,7 @@ async def check_calibration(server: EngineServer) -> None:
         cached_tokens=(0, 512),
         batches=(1, 2),
         contexts=(64, 256),
-        decode_tokens=6,
+        decode_tokens=24,
         repeats=1,
         chunk_tokens=512,
         graph_tokens=0,
