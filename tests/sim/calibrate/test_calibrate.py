@@ -271,5 +271,7 @@ async def test_sequences_that_miss_each_other_are_asked_for_longer():
     (series,) = await Measurement(client, plan, lambda _line: None).series()
     assert client.asked == [6, 6, 12, 12]
     assert (series.sequences, series.step_seconds) == (2, 1.0)
-    with pytest.raises(UsageError, match="2 requests of 64 tokens do not decode side by side, even for 192 tokens each"):
+    with pytest.raises(
+        UsageError, match="2 requests of 64 tokens do not decode side by side, even for 192 tokens each"
+    ):
         await Measurement(Apart(1000.0), plan, lambda _line: None).series()
