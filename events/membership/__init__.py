@@ -99,7 +99,13 @@ class Left(NamedTuple):
     worker_id: str
 
 
-Change = Joined | Left
+class Listed(NamedTuple):
+    """All that were there when a watch began have been said."""
+
+    cards: int
+
+
+Change = Joined | Left | Listed
 
 
 class RegistryStatistics(NamedTuple):
@@ -148,7 +154,12 @@ class Registry(abc.ABC):
 
     @abc.abstractmethod
     def watch(self) -> AsyncIterator[Change]:
-        """All living cards as `Joined`, then every change, without end. An unreadable card is skipped, counted and said once."""
+        """All living cards as `Joined`, `Listed` once, then every change, without end.
+
+        An unreadable card is skipped, counted and said once.
+
+        :raises RegistryError: the registry cannot be read at the first look.
+        """
 
     @abc.abstractmethod
     def statistics(self) -> RegistryStatistics:

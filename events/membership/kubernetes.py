@@ -21,20 +21,17 @@ from kubernetes_asyncio import client, config
 from kubernetes_asyncio.client.exceptions import ApiException
 
 from events import subjects
-from events.membership import Registry, RegistryError, RegistryStatistics, card_codec
+from events.membership import RegistryError, WorkerCard, card_codec
 from events.membership.card_codec import UnreadableCard
-from events.membership.changes import changes
+from events.membership.polled import PolledRegistry, Superseded
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
-
-    from events.membership import Change, WorkerCard
+    from collections.abc import Awaitable, Callable
 
 logger = logging.getLogger(__name__)
 
 LABEL = "warmpath.dev/namespace"
 CARD = "warmpath.dev/card"
-BEATS_PER_TTL = 3  # two heartbeats may fail before the card expires
 CALL_SECONDS = 5.0
 NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 NOT_FOUND, CONFLICT = 404, 409
@@ -68,7 +65,7 @@ class _Sighting(NamedTuple):
     card: WorkerCard | None  # None: unreadable
 
 
-class KubernetesRegistry(Registry):
+class KubernetesRegistry(PolledRegistry):
     """The cards of a namespace of warmpath's, as leases in a namespace of Kubernetes'.
 
     At the first look at a lease its age is by the wall clock, so clocks must agree within the time to live; after that by ours.
@@ -83,146 +80,62 @@ class KubernetesRegistry(Registry):
         kubernetes_namespace: str | None = None,
         connect: Callable[[], Awaitable[client.ApiClient]] = connect,
     ) -> None:
+        super().__init__(ttl_seconds, poll_seconds)
         self._namespace = subjects.token(namespace)
         self._place = kubernetes_namespace or own_namespace()
         self._ttl_seconds = ttl_seconds
-        self._poll_seconds = poll_seconds
         self._connect = connect
         self._client: client.ApiClient | None = None
         self._identity = uuid.uuid4().hex
-        self._own: dict[str, WorkerCard] = {}
         self._sightings: dict[str, _Sighting] = {}
         self._away = False  # the last look failed
-        self._lock = asyncio.Lock()
-        self._closed = asyncio.Event()
-        self._heart: asyncio.Task[None] | None = None
-        self._said: set[str] = set()  # what the log has said and not taken back
-        self._heartbeats = self._recreated = self._superseded = self._expired = self._unreadable = self._failures = 0
-
-    async def register(self, card: WorkerCard) -> None:
-        """Add or replace a worker's card, and keep it alive until `unregister` or `close`.
-
-        :raises RegistryError: the registry is closed, or the API server does not take the card.
-        """
-        async with self._lock:
-            if self._closed.is_set():
-                raise RegistryError(f"{self!r} is closed")
-            await self._do(lambda leases: self._put(leases, card))
-            self._own[card.worker_id] = card
-        if self._heart is None:
-            self._heart = asyncio.create_task(self._beat(), name=f"heartbeats of {self!r}")
-
-    async def unregister(self, worker_id: str) -> None:
-        """Withdraw a card of ours; others are not touched.
-
-        :raises RegistryError: the API server cannot be reached (the card will expire).
-        """
-        async with self._lock:
-            if self._own.pop(worker_id, None) is not None:
-                await self._do(lambda leases: self._withdraw(leases, worker_id))
-
-    async def cards(self) -> dict[str, WorkerCard]:
-        """All living cards by worker id. One request; O(n).
-
-        :raises RegistryError: the API server cannot be reached.
-        """
-        async with self._lock:
-            found: dict[str, WorkerCard] = await self._do(self._look)
-            return found
-
-    async def watch(self) -> AsyncIterator[Change]:
-        """All living cards as `Joined`, then every change, until the registry is closed. A failing look leaves them as they are.
-
-        :raises RegistryError: the API server cannot be reached at the first look.
-        """
-        known: dict[str, WorkerCard] = {}
-        current = await self.cards()
-        while not self._closed.is_set():
-            for change in changes(known, current):
-                yield change
-            known = current
-            await self._pause(self._poll_seconds)
-            try:
-                current = await self.cards()
-            except RegistryError as error:
-                self._say("look", error)
-                self._away = True
-            else:
-                self._said.discard("look")
 
     async def close(self) -> None:
-        """Stop heartbeats, withdraw what this object registered, and end its watches. Idempotent."""
-        self._closed.set()
-        if self._heart is not None:
-            await self._heart
-        for worker_id in list(self._own):
-            try:
-                await self.unregister(worker_id)
-            except RegistryError as error:
-                self._say("withdrawal", error)
+        """Stop heartbeats, withdraw what this object registered, end its watches, and disconnect. Idempotent."""
+        await super().close()
         if self._client is not None:
             await self._client.close()
             self._client = None
 
-    def statistics(self) -> RegistryStatistics:
-        """Counts since the registry object was made. O(1)."""
-        return RegistryStatistics(
-            registered=len(self._own),
-            heartbeats=self._heartbeats,
-            recreated=self._recreated,
-            superseded=self._superseded,
-            expired=self._expired,
-            unreadable=self._unreadable,
-            failures=self._failures,
-        )
-
     # ---- our own cards
 
-    async def _beat(self) -> None:
-        await self._pause(self._ttl_seconds / BEATS_PER_TTL)
-        while not self._closed.is_set():
-            for worker_id, card in list(self._own.items()):
-                async with self._lock:
-                    if self._own.get(worker_id) is card:
-                        await self._keep_alive(card)
-            await self._pause(self._ttl_seconds / BEATS_PER_TTL)
+    async def _put(self, card: WorkerCard) -> None:
+        await self._do(lambda leases: self._write(leases, card))
 
-    async def _keep_alive(self, card: WorkerCard) -> None:
-        try:
-            await self._do(lambda leases: self._renew(leases, card))
-        except RegistryError as error:
-            self._say("heartbeat", error)
-        else:
-            self._heartbeats += 1
-            self._said.discard("heartbeat")
+    async def _renew(self, card: WorkerCard) -> bool:
+        renewed: bool = await self._do(lambda leases: self._keep(leases, card))
+        return renewed
 
-    async def _renew(self, leases: client.CoordinationV1Api, card: WorkerCard) -> None:
+    async def _withdraw(self, card: WorkerCard) -> None:
+        await self._do(lambda leases: self._take_away(leases, card.worker_id))
+
+    async def _keep(self, leases: client.CoordinationV1Api, card: WorkerCard) -> bool:
+        """Renew a lease; False: it was gone, and is created anew.
+
+        :raises Superseded: it is another process's, of a later start.
+        """
         there = await self._read(leases, card.worker_id)
         if there is None:
-            self._recreated += 1
             logger.warning("the card of %s was gone; it is there again", card.worker_id)
-            await self._put(leases, card)
-        elif there.spec.holder_identity == self._identity:
+            await self._write(leases, card)
+            return False
+        if there.spec.holder_identity == self._identity:
             # On condition of what was read, so that somebody's newer card is never renewed in their place.
             await leases.replace_namespaced_lease(
                 there.metadata.name, self._place, self._lease(card, there.metadata.resource_version)
             )
         else:
             await self._contend(leases, card, there)
+        return True
 
     async def _contend(self, leases: client.CoordinationV1Api, card: WorkerCard, there: Any) -> None:
         """Somebody else put this worker's card: the later start has the place."""
         other = _card(there)
-        if isinstance(other, str) or other.epoch < card.epoch:
-            await self._put(leases, card)
-            return
-        self._superseded += 1
-        del self._own[card.worker_id]
-        logger.warning(
-            "worker %s was registered by another process, with epoch %d: ours withdraws", card.worker_id, other.epoch
-        )
+        if isinstance(other, WorkerCard) and other.epoch >= card.epoch:
+            raise Superseded(f"worker {card.worker_id} was registered by another process, with epoch {other.epoch}")
+        await self._write(leases, card)
 
-    async def _put(self, leases: client.CoordinationV1Api, card: WorkerCard) -> None:
+    async def _write(self, leases: client.CoordinationV1Api, card: WorkerCard) -> None:
         """Create the lease, or replace the one that is there."""
         try:
             await leases.create_namespaced_lease(self._place, self._lease(card, None))
@@ -233,7 +146,7 @@ class KubernetesRegistry(Registry):
             version = there.metadata.resource_version if there is not None else None
             await leases.replace_namespaced_lease(self._name(card.worker_id), self._place, self._lease(card, version))
 
-    async def _withdraw(self, leases: client.CoordinationV1Api, worker_id: str) -> None:
+    async def _take_away(self, leases: client.CoordinationV1Api, worker_id: str) -> None:
         there = await self._read(leases, worker_id)
         if there is not None and there.spec.holder_identity == self._identity:
             await self._delete(leases, there)
@@ -284,8 +197,16 @@ class KubernetesRegistry(Registry):
 
     # ---- everybody's
 
-    async def _look(self, leases: client.CoordinationV1Api) -> dict[str, WorkerCard]:
-        """All living cards; what has expired is deleted."""
+    async def _look(self) -> dict[str, WorkerCard]:
+        try:
+            found: dict[str, WorkerCard] = await self._do(self._list)
+        except RegistryError:
+            self._away = True
+            raise
+        return found
+
+    async def _list(self, leases: client.CoordinationV1Api) -> dict[str, WorkerCard]:
+        """All living cards, by one request; what has expired is deleted."""
         listing = await leases.list_namespaced_lease(self._place, label_selector=f"{LABEL}={self._namespace}")
         before, self._sightings = self._sightings, {}
         if self._away:  # nobody could renew: everybody has one time to live to do so
@@ -340,18 +261,6 @@ class KubernetesRegistry(Registry):
             reason = f"{error.status} {error.reason}" if isinstance(error, ApiException) else str(error) or "no answer"
             raise RegistryError(f"{self!r}: {reason}") from error
         return result
-
-    async def _pause(self, seconds: float) -> None:
-        try:
-            async with asyncio.timeout(seconds):
-                await self._closed.wait()
-        except TimeoutError:
-            return
-
-    def _say(self, what: str, error: object) -> None:
-        if what not in self._said:
-            self._said.add(what)
-            logger.warning("%s failed: %s", what, error)
 
     def __repr__(self) -> str:
         return f"<KubernetesRegistry {self._place}/{self._namespace}, {len(self._own)} own cards>"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from events.membership import Registry, RegistryError, RegistryStatistics
+from events.membership import Listed, Registry, RegistryError, RegistryStatistics
 from events.membership.changes import changes
 
 if TYPE_CHECKING:
@@ -73,13 +73,17 @@ class MemoryRegistry(Registry):
         return dict(self._directory.cards)
 
     async def watch(self) -> AsyncIterator[Change]:
-        """All cards as `Joined`, then every change, until the registry is closed."""
+        """All cards as `Joined`, `Listed`, then every change, until the registry is closed."""
         known: dict[str, WorkerCard] = {}
+        listed = False
         while not self._closed:
             current = await self.cards()
             for change in changes(known, current):
                 yield change
             known = current
+            if not listed:
+                listed = True
+                yield Listed(len(known))
             if current == self._directory.cards:  # nothing happened while the changes were dealt with
                 await self._directory.changed()
 

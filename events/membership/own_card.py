@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from events.membership import card_file
 from events.membership.card_codec import UnreadableCard
+from events.membership.polled import Superseded
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -15,10 +16,6 @@ if TYPE_CHECKING:
     from events.membership import WorkerCard
 
 logger = logging.getLogger(__name__)
-
-
-class Superseded(Exception):
-    """Another process has put a card in the place of ours, and its worker started later."""
 
 
 class OwnCard:

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 import aiohttp
 import msgspec
 
-from events.membership import Registry, RegistryError, RegistryStatistics
-from events.membership.changes import changes
+from events.membership import RegistryError
+from events.membership.polled import PolledRegistry
 from events.membership.server_info import ServerInfo
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import Sequence
 
-    from events.membership import Change, WorkerCard
+    from events.membership import WorkerCard
 
 logger = logging.getLogger(__name__)
 
@@ -29,66 +29,34 @@ MISSES = 3
 """A server that does not answer so many times in a row is gone: one slow answer is no death."""
 
 
-class StaticRegistry(Registry):
+class StaticRegistry(PolledRegistry):
     """The cards of the servers at `urls`, looked at every `poll_seconds`."""
 
     def __init__(self, urls: Sequence[str], poll_seconds: float = 2.0) -> None:
+        super().__init__(ttl_seconds=MISSES * poll_seconds, poll_seconds=poll_seconds)
         self._urls = list(urls)
-        self._poll_seconds = poll_seconds
         self._cards: dict[str, WorkerCard] = {}  # by URL, of servers that are there
         self._missed: dict[str, int] = {}
-        self._failures = self._unreadable = self._expired = 0
-        self._closed = asyncio.Event()
 
     def __repr__(self) -> str:
         return f"<StaticRegistry of {len(self._urls)} servers, {len(self._cards)} there>"
 
-    async def register(self, card: WorkerCard) -> None:
-        """Refuse: the list is fixed.
-
-        :raises RegistryError: always.
-        """
+    async def _put(self, card: WorkerCard) -> None:
         raise RegistryError(f"worker {card.worker_id}: a fixed list of servers takes no cards")
 
-    async def unregister(self, worker_id: str) -> None:
-        """Nothing is ever registered here."""
+    async def _renew(self, card: WorkerCard) -> bool:
+        raise AssertionError(f"{card.worker_id} was never taken")
 
-    async def cards(self) -> dict[str, WorkerCard]:
-        """Ask every server. O(n), at once."""
+    async def _withdraw(self, card: WorkerCard) -> None:
+        raise AssertionError(f"{card.worker_id} was never taken")
+
+    async def _look(self) -> dict[str, WorkerCard]:
+        """Ask every server, at once."""
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(TIMEOUT_SECONDS)) as session:
-            await asyncio.gather(*(self._look(session, url) for url in self._urls))
+            await asyncio.gather(*(self._ask(session, url) for url in self._urls))
         return {card.worker_id: card for card in self._cards.values()}
 
-    async def watch(self) -> AsyncIterator[Change]:
-        """All servers that answer as `Joined`, then every change, until the registry is closed."""
-        known: dict[str, WorkerCard] = {}
-        while not self._closed.is_set():
-            current = await self.cards()
-            for change in changes(known, current):
-                yield change
-            known = current
-            try:
-                await asyncio.wait_for(self._closed.wait(), self._poll_seconds)
-            except TimeoutError:
-                continue
-
-    async def close(self) -> None:
-        """End the watches. Idempotent."""
-        self._closed.set()
-
-    def statistics(self) -> RegistryStatistics:
-        """Counts since the registry object was made. O(1)."""
-        return RegistryStatistics(
-            registered=0,
-            heartbeats=0,
-            recreated=0,
-            superseded=0,
-            expired=self._expired,
-            unreadable=self._unreadable,
-            failures=self._failures,
-        )
-
-    async def _look(self, session: aiohttp.ClientSession, url: str) -> None:
+    async def _ask(self, session: aiohttp.ClientSession, url: str) -> None:
         try:
             info = await _server_info(session, url)
             card = info.card(url, epoch=self._epoch(url))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from events.membership import Joined, WorkerCard
+from events.membership import Joined, Listed, WorkerCard
 
 
 def card(worker_id="w1", epoch=1, **fields):
@@ -20,15 +20,20 @@ def card(worker_id="w1", epoch=1, **fields):
 
 
 class Watch:
-    """All changes that a registry's watch gives, as they come."""
+    """All changes that a registry's watch gives, as they come; and how many there were when it said that it had listed all."""
 
     def __init__(self, registry):
         self.changes = []
+        self.listed = []
         self.task = asyncio.create_task(self._run(registry))
 
     async def _run(self, registry):
         async for change in registry.watch():
-            self.changes.append(change)
+            if isinstance(change, Listed):
+                assert change.cards == len(self.changes)
+                self.listed.append(change.cards)
+            else:
+                self.changes.append(change)
 
     @property
     def present(self):

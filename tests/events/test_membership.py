@@ -95,6 +95,18 @@ async def test_a_watch_begins_with_who_is_there_and_tells_every_change(open_regi
     await eventually(lambda: seen.changes[3:] == [Joined(card("w2", epoch=2))])
 
 
+@pytest.mark.parametrize("number", [0, 3])
+async def test_a_watch_says_once_that_it_has_listed_all(open_registry, watch, eventually, number):
+    workers = open_registry()
+    for index in range(number):
+        await workers.register(card(f"w{index}"))
+    seen = watch(open_registry())
+    await eventually(lambda: seen.listed == [number])
+    await workers.register(card("late"))
+    await eventually(lambda: "late" in seen.present)
+    assert seen.listed == [number]
+
+
 async def test_several_watches_see_the_same(open_registry, watch, eventually):
     workers = open_registry()
     watches = [watch(workers), watch(workers), watch(open_registry())]

@@ -7,7 +7,7 @@ from contextlib import aclosing
 
 import pytest
 
-from events.membership import Joined, Left, RegistryError, WorkerCard
+from events.membership import Joined, Left, Listed, RegistryError, WorkerCard
 from events.membership.static import StaticRegistry
 from sim.worker import FakeWorker, WorkerConfig
 
@@ -28,6 +28,7 @@ async def test_a_server_that_dies_leaves_and_a_new_one_joins_with_a_new_epoch() 
     async with aclosing(registry.watch()) as changes, asyncio.timeout(20):
         first = await anext(changes)
         assert isinstance(first, Joined)
+        assert await anext(changes) == Listed(1)
         await worker.stop()
         assert await anext(changes) == Left(first.card.worker_id)
         again = FakeWorker(WorkerConfig(port=int(worker.url.rpartition(":")[2])))
@@ -50,7 +51,9 @@ async def test_nobody_registers_there() -> None:
 
 async def test_closing_ends_the_watch() -> None:
     registry = StaticRegistry([], poll_seconds=60)
-    watching = asyncio.create_task(anext(registry.watch(), None))
+    watch = registry.watch()
+    assert await anext(watch) == Listed(0)
+    watching = asyncio.create_task(anext(watch, None))
     await asyncio.sleep(0)
     await registry.close()
     async with asyncio.timeout(5):

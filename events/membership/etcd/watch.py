@@ -12,7 +12,7 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from events.membership import Joined, Left, card_codec
+from events.membership import Joined, Left, Listed, card_codec
 from events.membership.card_codec import UnreadableCard
 from events.membership.etcd.session import Compacted, Deleted, EtcdError
 
@@ -47,13 +47,13 @@ class CardWatch:
         return f"<CardWatch {self._prefix.decode()}, {len(self._cards)} cards>"
 
     async def changes(self) -> AsyncIterator[list[Change]]:
-        """All cards as `Joined`, then what changes, without end; lists may be empty.
+        """All cards as `Joined`, `Listed`, then what changes, without end; lists may be empty.
 
         :raises EtcdError: etcd cannot be reached at the first look.
         """
         listing = await self._session.listing(self._prefix)
+        yield [*self._replace(listing.items), Listed(len(self._cards))]
         while True:
-            yield [*self._replace(listing.items), *self._given_up()]
             try:
                 async for events in self._session.watch(self._prefix, listing.revision + 1):
                     yield [*self._update(events), *self._given_up()]
@@ -62,6 +62,7 @@ class CardWatch:
             except EtcdError as error:
                 self._broke(error)
             listing = await self._list_again()
+            yield [*self._replace(listing.items), *self._given_up()]
 
     async def _list_again(self) -> Listing:
         """As soon as etcd answers."""
