@@ -90,6 +90,7 @@ class RouterConfig:
     etcd_ca: Path | None = None
     etcd_cert: Path | None = None
     etcd_key: Path | None = None
+    registry_timeout_seconds: float = 30.0
     workers: tuple[str, ...] = ()
     min_workers: int = 0
     seed: int | None = None
@@ -334,6 +335,14 @@ def _fleet_options(group: argparse._ArgumentGroup) -> None:
         "--namespace", default=RouterConfig.namespace, help="only workers of this one (default: default)"
     )
     add_options(group, memory="none but --worker")
+    group.add_argument(
+        "--registry-timeout",
+        dest="registry_timeout_seconds",
+        type=seconds,
+        default=RouterConfig.registry_timeout_seconds,
+        metavar="SECONDS",
+        help="the port opens once the registry has said who is there, or after so long without its answer (default: %(default)g)",
+    )
     group.add_argument(
         "--worker",
         dest="workers",

@@ -75,6 +75,12 @@ class Metrics:
             registry=registry,
         )
 
+        self.held_requests = Counter(
+            "warmpath_held_requests",
+            "Requests that waited for a first worker, as the router had just started.",
+            registry=registry,
+        )
+
         self.admin_calls = Counter(
             "warmpath_admin_calls", "Calls to engines for administrators.", ("operation", "outcome"), registry=registry
         )

@@ -38,7 +38,7 @@ from router.frontend.timing import RequestTimer
 from router.metrics import CONTENT_TYPE
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Mapping
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 
     from numpy.typing import NDArray
 
@@ -79,7 +79,8 @@ class Frontend:
     """The handlers, and what they work with.
 
     `tokenizer_of` gives a model's tokenizer. In text mode it may be None, and all generations pass through the `relay`; else those
-    do of models that need it. Without a relay none do, and there are no embeddings.
+    do of models that need it. Without a relay none do, and there are no embeddings. `admit` is awaited before any request for a
+    model is looked at.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class Frontend:
         *,
         text_mode: bool = True,
         administration: Administration | None = None,
+        admit: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._fleet = fleet
         self._dispatcher = dispatcher
@@ -101,6 +103,7 @@ class Frontend:
         self._models = models = Models(fleet)
         self._text_mode = text_mode
         self._administration = administration
+        self._admit = admit
         self._text: TextMode | None = None
         self._passed: list[web.Route] = []
         if relay is not None:
@@ -115,8 +118,8 @@ class Frontend:
         """All routes; serve them with `server.listen`."""
         routes = web.Routes(
             [
-                web.post("/v1/chat/completions", self.chat_completions),
-                web.post("/v1/completions", self.completions),
+                self._admitted(web.post("/v1/chat/completions", self.chat_completions)),
+                self._admitted(web.post("/v1/completions", self.completions)),
                 web.get("/v1/models", self.models),
                 web.get("/v1/models/{model:.+}", self.model),
                 web.get("/health", self.health),
@@ -125,11 +128,23 @@ class Frontend:
                 web.get("/workers", self.workers),
                 web.get("/workers/{worker:.+}/{rank:[0-9]+}/blocks", self.blocks),
                 web.post("/explain", self.explain),
-                *self._passed,
+                *(self._admitted(route) for route in self._passed),
                 *(self._administration.routes() if self._administration is not None else ()),
             ]
         )
         return Outermost(routes, self._metrics, web.Limits(body_bytes=max_body_bytes))
+
+    def _admitted(self, route: web.Route) -> web.Route:
+        """The route, its requests waiting for admission."""
+        admit, handler = self._admit, route.handler
+        if admit is None:
+            return route
+
+        async def admitted(http: web.Request) -> web.Response | web.StreamResponse:
+            await admit()
+            return await handler(http)
+
+        return route._replace(handler=admitted)
 
     # ---- OpenAI's routes
 

@@ -40,6 +40,7 @@ from router.service.accounting import Accounting
 from router.service.collector import StateCollector
 from router.service.event_collector import EventCollector
 from router.service.feed import EventFeed
+from router.service.firstlook import FirstLook
 from router.service.health import HealthOptions, WorkerHealth
 from router.service.holds import HoldOrders
 from router.service.parity import Parity
@@ -49,7 +50,7 @@ from router.service.roster import Roster
 from router.service.snapshots import AdapterSnapshots, HistorySnapshots
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Coroutine, Sequence
 
     from events.membership import Registry
     from router.config import RouterConfig
@@ -86,6 +87,16 @@ async def _reconnected(feed: EventFeed | None, replicas: Replicas | None) -> Non
         replicas.state_soon()
     if feed is not None:
         await feed.resynchronise()
+
+
+async def _unless(stopping: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
+    """Do some work, and give it up when it is time to stop."""
+    tasks = {asyncio.create_task(work), asyncio.create_task(stopping.wait())}
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 class RouterService:
@@ -137,6 +148,7 @@ class RouterService:
             )
             parts.callback(asyncio.create_task(roster.run(), name="roster").cancel)
             _spare_the_collector()
+            await _unless(stopping, self._first_look.listings(self.config.registry_timeout_seconds))
             url = await self._serve(roster, engine, parts)
             await self._say_ready(roster, url, stopping)
             await stopping.wait()
@@ -222,11 +234,14 @@ class RouterService:
         loop = asyncio.get_running_loop()
         apart = Quarantine[tuple[Target, Target]](lambda pair, together: self.paths.set_together(*pair, together), loop)
         parity = Parity(config.block_size, self.metrics, self._tokens_of, refuse=config.parity_check)
+        registries = self._registries()
+        self._first_look = FirstLook(registries, config.discovery_ttl_seconds, self.metrics)
         roster = Roster(
-            *(self._registries(), self.scheduler, feed, health, apart),
+            *(registries, self.scheduler, feed, health, apart),
             block_size=config.block_size,
             parity=parity,
             tell_others=HoldOrders(bus, config.namespace).send if bus is not None else None,
+            first_look=self._first_look,
         )
         return roster
 
@@ -291,6 +306,7 @@ class RouterService:
             *(roster, dispatcher, tokenizer_of, self.metrics, relay),
             text_mode=self.config.text_mode,
             administration=administration,
+            admit=self._first_look.somebody,
         )
 
     async def _say_ready(self, roster: Roster, url: str, stopping: asyncio.Event) -> None:

@@ -56,6 +56,11 @@ class StateCollector(Collector):
         yield _gauge(
             "warmpath_workers_refused", "Workers refused; GET /workers says why.", self._roster.refused_workers()
         )
+        yield _gauge(
+            "warmpath_unread_registries",
+            "Registries that have never said who is there.",
+            self._roster.unread_registries(),
+        )
         yield from _path_families(self._paths, self._roster)
         if self._bus is not None:
             yield from _bus(self._bus)

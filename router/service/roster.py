@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from events.membership import Joined, Left, RegistryError, Role
+from events.membership import Joined, Left, Listed, RegistryError, Role
 from router.core import Part, Target
 from router.dispatch.errors import EngineAborted, EngineBusy, EngineUnreachable
 from router.frontend.template import template_fault
+from router.service.firstlook import FirstLook
 from router.service.loads import compared
 from router.service.parity import Parity
 from router.service.served import longest_prompts, say_differences, served_models
@@ -20,7 +21,7 @@ from router.service.served import longest_prompts, say_differences, served_model
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from events.membership import Change, Registry, WorkerCard
+    from events.membership import Registry, WorkerCard
     from router.core import Scheduler
     from router.core.load import Reported
     from router.core.scheduler import TargetState
@@ -69,7 +70,7 @@ class Roster:
     """The workers that a router may use, and the ones that it refuses, with the reason.
 
     With `feed` None, no cache events are consumed, and every worker's cache is predicted. `quarantine` keeps targets out of new
-    work, `apart` pairs of a prefill and a decode target.
+    work, `apart` pairs of a prefill and a decode target. `first_look` is told what is known of who is there.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Roster:
         block_size: int,
         parity: Parity | None = None,
         tell_others: Callable[[WorkerCard], Awaitable[None]] | None = None,
+        first_look: FirstLook | None = None,
     ) -> None:
         self._registries = registries
         self._scheduler = scheduler
@@ -91,6 +93,7 @@ class Roster:
         self._apart = apart
         self._parity = parity or Parity(block_size)
         self._tell_others = tell_others or _tell_nobody
+        self._first_look = first_look or FirstLook(registries, grace_seconds=0.0)
         self._cards: dict[str, WorkerCard] = {}
         self._refused: dict[str, str] = {}
         self._served: dict[str, ServedModel] = {}
@@ -106,12 +109,15 @@ class Roster:
         while True:
             try:
                 async for change in registry.watch():
-                    self._changed(change)
+                    if isinstance(change, Listed):
+                        self._first_look.read(registry)
+                    else:
+                        self._changed(change)
             except RegistryError as error:
                 logger.warning("%s; trying again every %g s", error, RETRY_SECONDS)
             await asyncio.sleep(RETRY_SECONDS)
 
-    def _changed(self, change: Change) -> None:
+    def _changed(self, change: Joined | Left) -> None:
         match change:
             case Joined(card) if self._is_the_same_worker(card):
                 self._cards[card.worker_id] = card
@@ -127,6 +133,8 @@ class Roster:
         before, self._served = self._served, served_models(self._cards.values())
         self._longest_prompts = longest_prompts(self._cards.values())
         say_differences(before, self._served)
+        if self._longest_prompts:
+            self._first_look.met()
 
     def _is_the_same_worker(self, card: WorkerCard) -> bool:
         """Whether a card says the same as before, but for what may change while a worker lives: what is known of it stays."""
@@ -305,6 +313,10 @@ class Roster:
     def pairs_apart(self) -> tuple[int, int]:
         """Pairs kept apart now, and times that one was."""
         return len(self._apart.out()), self._apart.count
+
+    def unread_registries(self) -> int:
+        """Registries that have never said who is there."""
+        return self._first_look.unread
 
     def refused_workers(self) -> int:
         """Workers that are there but cannot be used."""

@@ -214,7 +214,7 @@ async def test_the_only_pair_that_does_not_meet_is_kept_apart_for_a_while() -> N
 
 
 async def test_a_fleet_without_decode_workers_serves_no_model() -> None:
-    async with site(PREFILL) as there:
+    async with site(PREFILL, discovery_ttl_seconds=0.1) as there:  # so long a request waits for somebody
         assert (await there.get("/v1/models"))["data"] == []
         status, body, _ = await there.complete(prompt())
         assert (status, body["error"]["code"]) == (503, "no_worker")

@@ -108,7 +108,9 @@ class EtcdRegistry(Registry):
         return found
 
     async def watch(self) -> AsyncIterator[Change]:
-        """All living cards as `Joined`, `Listed`, then every change, until the registry is closed. While etcd is away, they stay as they are.
+        """All living cards as `Joined`, `Listed`, then every change, until the registry is closed.
+
+        While etcd is away, they stay as they are.
 
         :raises RegistryError: etcd cannot be reached at the first look.
         """
