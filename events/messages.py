@@ -93,6 +93,10 @@ class KvMark(msgspec.Struct, frozen=True, array_like=True, tag="mark"):
     """Times that the adapter emptied its mirror, because events were lost or unreadable."""
     unreadable: int = 0
     """Parts of the engine's events that were not understood and left out."""
+    rebuilds: int = 0
+    """Times that the adapter built its mirror anew, as a router doubted it."""
+    corrections: int = 0
+    """Of those, how often all of the engine's events were there, and the mirror had been another than they say."""
 
 
 class SnapshotRequest(msgspec.Struct, frozen=True, array_like=True, tag="snap?"):
@@ -100,6 +104,8 @@ class SnapshotRequest(msgspec.Struct, frozen=True, array_like=True, tag="snap?")
 
     worker_id: str
     rank: int
+    distrusted: bool = False
+    """What it answered before does not come true: it is to build its mirror anew, whatever it answers now."""
 
 
 class SnapshotChunk(msgspec.Struct, frozen=True, array_like=True, tag="snap"):

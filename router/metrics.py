@@ -163,7 +163,8 @@ class Metrics:
         )
         self.hit_resyncs = Counter(
             "warmpath_hit_resyncs",
-            "Snapshots taken because cached tokens were persistently not as expected.",
+            "Snapshots taken because cached tokens were persistently not as expected; mirror: and a new mirror asked for.",
+            ("depth",),
             registry=registry,
         )
         self.engine_events_lost = Counter(
@@ -174,6 +175,18 @@ class Metrics:
             "Times that an adapter emptied its mirror, as events were lost or unreadable.",
             registry=registry,
         )
+        self.mirror_rebuilds = Counter(
+            "warmpath_mirror_rebuilds",
+            "Times that an adapter built its mirror anew from its engine's events, as a router doubted it.",
+            registry=registry,
+        )
+        self.mirror_corrections = Counter(
+            "warmpath_mirror_corrections",
+            "Of those, mirrors that differed from what all of the engine's events say.",
+            registry=registry,
+        )
+        for depth in ("index", "mirror"):
+            self.hit_resyncs.labels(depth)
         for hop in ("bus", "engine"):
             self.gaps.labels(hop)
         for kind in ("events", "mark", "load", "snapshot"):
@@ -211,6 +224,8 @@ class Metrics:
             (self.gaps.labels("engine"), "gaps"),
             (self.engine_events_lost, "lost"),
             (self.mirror_resets, "resets"),
+            (self.mirror_rebuilds, "rebuilds"),
+            (self.mirror_corrections, "corrections"),
         ):
             counter.inc(max(0, getattr(mark, name) - (getattr(before, name) if before is not None else 0)))
 

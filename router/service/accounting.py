@@ -1,4 +1,6 @@
-"""Acts on the evidence: an alarm where events never match prompts, a new snapshot where hits are persistently not as expected."""
+"""Acts on the evidence: an alarm where events never match prompts, a new snapshot where hits are persistently not as expected,
+and a new mirror where that did not help.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,10 @@ EXCESS_SECONDS = 20.0
 
 
 class Doubt(NamedTuple):
-    """When a target was last resynchronised for its hits, and how long it is left alone after that."""
+    """When a target was last resynchronised for its hits, and how long it is left alone after that.
+
+    It stands until hits have come true again, twice as long after it.
+    """
 
     at: float
     pause_seconds: float
@@ -133,22 +138,28 @@ class Accounting(Collector):
         )
 
     def _hits(self, target: Target, evidence: Evidence) -> None:
-        if evidence.compared_requests < COMPARED_REQUESTS or abs(evidence.hit_error) < HIT_ERROR:
+        if evidence.compared_requests < COMPARED_REQUESTS:
             return
-        now = self._clock()
-        doubt = self._doubts.get(target)
-        if doubt is not None and now - doubt.at < doubt.pause_seconds:
-            return
-        forgiven = doubt is None or now - doubt.at > 2 * doubt.pause_seconds
-        pause_seconds = (
-            FIRST_PAUSE_SECONDS if forgiven or doubt is None else min(2 * doubt.pause_seconds, LONGEST_PAUSE_SECONDS)
-        )
-        self._doubts[target] = Doubt(now, pause_seconds)
-        self._metrics.hit_resyncs.inc()
+        now, doubt = self._clock(), self._doubts.get(target)
+        if abs(evidence.hit_error) < HIT_ERROR:
+            if doubt is not None and now - doubt.at > 2 * doubt.pause_seconds:
+                del self._doubts[target]
+        elif doubt is None:
+            self._doubt(target, evidence, Doubt(now, FIRST_PAUSE_SECONDS), mirror=False)
+        elif now - doubt.at >= doubt.pause_seconds:
+            longer = Doubt(now, min(2 * doubt.pause_seconds, LONGEST_PAUSE_SECONDS))
+            self._doubt(target, evidence, longer, mirror=True)
+
+    def _doubt(self, target: Target, evidence: Evidence, doubt: Doubt, *, mirror: bool) -> None:
+        """A snapshot heals the index; where it did not, the mirror that it was of is wrong, too."""
+        self._doubts[target] = doubt
+        self._metrics.hit_resyncs.labels("mirror" if mirror else "index").inc()
         logger.warning(
-            "%s: cached tokens were %+.0f %% off what its index promised, over the last requests: taking a snapshot",
+            "%s: cached tokens were %+.0f %% off what its index promised, over the last requests%s: taking a snapshot%s",
             target,
             -100 * evidence.hit_error,
+            ", though it is its adapter's mirror" if mirror else "",
+            ", and having the mirror built anew" if mirror else "",
         )
         self._scheduler.forget_hits(target)
-        self._feed.distrust(target)
+        self._feed.distrust(target, mirror=mirror)

@@ -74,7 +74,7 @@ class FeedStatistics(NamedTuple):
 class _Rank:
     """One followed rank."""
 
-    __slots__ = ("distrusted", "heard_at", "mark", "silent", "stream", "synchronising")
+    __slots__ = ("distrusted", "heard_at", "mark", "mirror_distrusted", "silent", "stream", "synchronising")
 
     def __init__(self, epoch: int | None, now: float) -> None:
         self.stream = RankStream(epoch=epoch)
@@ -84,6 +84,8 @@ class _Rank:
         self.silent = False
         self.distrusted = 0
         """How often all that was known became doubtful: a snapshot asked for before that is worth nothing."""
+        self.mirror_distrusted = False
+        """Its adapter is still to hear that its mirror is doubted, too."""
 
 
 class EventFeed:
@@ -158,11 +160,16 @@ class EventFeed:
         for target in self._ranks:
             self.distrust(target)
 
-    def distrust(self, target: Target) -> None:
-        """Fetch a rank's snapshot again; unknown ones are ignored."""
+    def distrust(self, target: Target, *, mirror: bool = False) -> None:
+        """Fetch a rank's snapshot again; unknown ones are ignored.
+
+        :param mirror: the adapter is to build its mirror anew as well. Until that stands, the snapshot is of the former one; what
+            differs then comes as events.
+        """
         rank = self._ranks.get(target)
         if rank is not None:
             rank.distrusted += 1
+            rank.mirror_distrusted |= mirror
             rank.stream.fence()
             self._synchronise_soon(target)
 
@@ -300,8 +307,9 @@ class EventFeed:
             source, distrusted = next(sources), rank.distrusted
             try:
                 async with self._fetching:
-                    snapshot = await source.fetch(target, rank.stream.epoch)
+                    snapshot = await source.fetch(target, rank.stream.epoch, distrusted=rank.mirror_distrusted)
                 if rank.distrusted == distrusted:
+                    rank.mirror_distrusted = False
                     self._restore(target, rank, snapshot, source.name)
             except (BusError, SnapshotError, ValueError) as error:  # msgspec's errors are ValueErrors
                 self._metrics.failed_snapshots.inc()

@@ -39,7 +39,7 @@ RANK = {"worker_id": st.text(), "rank": COUNT}
 MESSAGES = st.one_of(
     st.builds(KvMark, **RANK, epoch=COUNT, seq=COUNT, published_at=SECONDS, orphans=COUNT, gaps=COUNT),
     st.builds(KvEvents, **RANK, epoch=COUNT, seq=COUNT, events=st.lists(EVENTS, max_size=5), published_at=SECONDS),
-    st.builds(SnapshotRequest, **RANK),
+    st.builds(SnapshotRequest, **RANK, distrusted=st.booleans()),
     st.builds(
         SnapshotChunk, **RANK, epoch=COUNT, seq=SEQ, index=COUNT, count=COUNT, stored=st.lists(STORED, max_size=5)
     ),
@@ -122,10 +122,18 @@ def test_the_wire_form_is_fixed():
     message = KvEvents("w", 1, 2, 3, [BlocksStored(b"12345678"), BlocksRemoved(b"", Tier.HOST), CacheCleared()], 4.0)
     wire = ["kv", "w", 1, 2, 3, [["S", b"12345678", 0], ["R", b"", 1], ["C"]], 4.0]
     assert encode(message) == msgspec.msgpack.encode(wire)
+    request = SnapshotRequest("w", 1, distrusted=True)
+    assert encode(request) == msgspec.msgpack.encode(["snap?", "w", 1, True])
+    mark = KvMark("w", 0, 1, 2, 3.0, 4, 5, 6, 7, 8, rebuilds=9, corrections=10)
+    assert encode(mark) == msgspec.msgpack.encode(["mark", "w", 0, 1, 2, 3.0, 4, 5, 6, 7, 8, 9, 10])
 
 
 def test_fields_appended_by_a_newer_version_are_ignored_and_missing_ones_have_defaults():
-    assert decode(msgspec.msgpack.encode(["snap?", "w", 0, "new"])) == SnapshotRequest("w", 0)
+    assert decode(msgspec.msgpack.encode(["snap?", "w", 0])) == SnapshotRequest("w", 0, distrusted=False)
+    assert decode(msgspec.msgpack.encode(["snap?", "w", 0, True, "new"])) == SnapshotRequest("w", 0, distrusted=True)
+    assert decode(msgspec.msgpack.encode(["mark", "w", 0, 1, 2, 3.0, 4, 5, 6, 7, 8])) == KvMark(
+        "w", 0, 1, 2, 3.0, 4, 5, 6, 7, 8, rebuilds=0, corrections=0
+    )
     assert decode(msgspec.msgpack.encode(["kv", "w", 0, 1, 2, [["S", b""]]])) == KvEvents(
         "w", 0, 1, 2, [BlocksStored(b"")]
     )

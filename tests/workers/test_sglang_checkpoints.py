@@ -18,7 +18,7 @@ class Relay:
     """What a relay says of itself."""
 
     def __init__(self):
-        self.published_bytes, self.seq = 0, -1
+        self.published_bytes, self.seq, self.rebuilds = 0, -1, 0
 
     def publish(self, size):
         self.published_bytes += size
@@ -80,6 +80,16 @@ async def test_a_little_is_enough_after_a_while_and_nothing_after_long(pace, cha
     assert site.checkpoints.due() is not changed
     site.relay.publish(1)
     assert site.checkpoints.due() is changed
+
+
+async def test_a_mirror_that_was_built_anew_is_written_at_once():
+    site = Site()
+    await site.checkpoints._write()
+    assert not site.checkpoints.due()
+    site.relay.rebuilds = 1
+    assert site.checkpoints.due()
+    await site.checkpoints._write()
+    assert not site.checkpoints.due()
 
 
 async def test_trouble_is_said_once_and_tried_again(caplog):

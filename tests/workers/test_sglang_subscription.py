@@ -275,6 +275,54 @@ async def test_an_engine_that_does_not_answer_is_asked_less_and_less_often(conte
             assert subscription._patience == 0.01
 
 
+@pytest.mark.parametrize("drops", [set(), {0, 1}, {3}, {5, END}], ids=str)
+async def test_all_that_was_delivered_comes_once_more(context, drops):
+    async with publisher(context) as rank:
+        for _ in range(3):
+            await rank.publish(CLEARED)
+        async with subscriber(context, rank, replay_timeout_seconds=0.1) as subscription:
+            delivered = await subscription.history()
+            for _ in range(3):
+                await rank.publish(CLEARED)
+            delivered += await take(subscription, 3)
+            await rank.publish(CLEARED)  # on its way, and not delivered yet
+            rank.drops = drops
+            assert await subscription.whole() == delivered
+            assert numbers(await take(subscription, 1)) == [6]
+            assert subscription.statistics().lost == 0
+
+
+async def test_what_the_engine_has_forgotten_of_it_is_named(context):
+    async with publisher(context) as rank, subscriber(context, rank, replay_timeout_seconds=0.1) as subscription:
+        assert await subscription.whole() == []
+        await subscription.history()
+        for _ in range(6):
+            await rank.publish(CLEARED)
+        await take(subscription, 6)
+        rank.history = [kept for kept in rank.history if kept[0] in {2, 4}]
+        assert numbers(await subscription.whole()) == [(0, 1), 2, (3, 3), 4, (5, 5)]
+        rank.answers = False
+        assert numbers(await subscription.whole()) == [(0, 5)]
+        assert subscription.statistics().lost == 0  # all were delivered in their time
+
+
+async def test_another_engine_is_found_when_all_is_asked_for_once_more(context):
+    async with publisher(context) as rank, subscriber(context, rank) as subscription:
+        await rank.publish(CLEARED, ts=1.0)
+        await subscription.history()
+        rank.seq, rank.history = 0, []
+        await rank.publish(CLEARED, ts=2.0, live=False)
+        with pytest.raises(EngineRestarted, match="has not published event 0"):
+            await subscription.whole()
+
+
+async def test_without_replay_all_of_it_is_gone(context):
+    async with publisher(context, replay_port=None) as rank, subscriber(context, rank) as subscription:
+        await rank.publish(CLEARED)
+        await take(subscription, 1)
+        assert numbers(await subscription.whole()) == [(0, 0)]
+
+
 async def test_malformed_messages_are_counted_and_left_out(context):
     async with publisher(context) as rank, subscriber(context, rank) as subscription:
         await subscription.history()

@@ -237,6 +237,8 @@ class Adapter:
     async def _relay(self, relay: RankRelay, subscription: RankSubscription) -> None:
         while True:
             await relay.relay(await subscription.receive())
+            if relay.doubted:
+                await relay.rebuild(await subscription.whole())
 
     async def _mark(self, relay: RankRelay, subscription: RankSubscription) -> None:
         while True:

@@ -46,8 +46,9 @@ class RankCheckpoints:
         self._history = history
         self._pace = pace or CheckpointPace()
         self._size = 0
-        self._bytes = 0  # the relay's count at the last checkpoint; so the next two
+        self._bytes = 0  # the relay's count at the last checkpoint; so the next three
         self._seq = -1
+        self._rebuilds = 0
         self._at = 0.0
         self._written = self._failed = 0
         self._troubled = False
@@ -63,7 +64,7 @@ class RankCheckpoints:
 
     def due(self) -> bool:
         """Whether it is time. O(1)."""
-        if not self._written:
+        if not self._written or self._relay.rebuilds != self._rebuilds:
             return True
         age = time.monotonic() - self._at
         if self._relay.published_bytes - self._bytes >= max(self._pace.least_bytes, self._size):
@@ -75,7 +76,7 @@ class RankCheckpoints:
         return CheckpointStatistics(self._written, self._failed)
 
     async def _write(self) -> bool:
-        before = self._relay.published_bytes, self._relay.seq
+        before = self._relay.published_bytes, self._relay.seq, self._relay.rebuilds
         try:
             if self._troubled or not self._written:
                 await self._history.open()
@@ -86,7 +87,7 @@ class RankCheckpoints:
                 logger.warning("%r: no checkpoint can be kept: %s", self._relay, error)
             self._troubled = True
             return False
-        self._bytes, self._seq = before
+        self._bytes, self._seq, self._rebuilds = before
         self._at = time.monotonic()
         self._written += 1
         self._troubled = False

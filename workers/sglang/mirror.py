@@ -204,6 +204,12 @@ class CacheMirror:
         """Whether all these blocks are held in a tier. O(n)."""
         return all(block in self._tiers[tier].blocks for block in hashes)
 
+    def beyond(self, other: CacheMirror) -> int:
+        """How many blocks are held here, tier by tier, that the other does not hold. O(blocks)."""
+        return sum(
+            block not in other._tiers[tier].blocks for tier, table in self._tiers.items() for block in table.blocks
+        )
+
     def held(self) -> list[BlocksStored]:
         """All that is held, per tier, every prefix before what it is a prefix of. O(blocks)."""
         return [

@@ -17,9 +17,9 @@ import msgspec
 from events import messages, subjects
 from events.messages import BlocksStored, CacheCleared, CacheEvent, KvEvents, KvMark, SnapshotChunk, SnapshotRequest
 
-from .mirror import CacheMirror, MirrorStatistics
+from .doubts import Doubts
+from .reader import RankReader
 from .subscription import Frame, SubscriptionStatistics
-from .wire import DecoderStatistics, EngineStored, EventDecoder, WireError, coalesce
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from events.bus import Bus, Subscription
     from events.membership import WorkerCard
 
+    from .mirror import MirrorStatistics
     from .subscription import Delivery
+    from .wire import DecoderStatistics
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +51,12 @@ class RelayStatistics(NamedTuple):
     """How often the mirror was emptied because events were lost or unreadable."""
     other_ranks: int
     """Batches that name another rank than the one whose port they came from."""
+    doubts: int
+    """Snapshot requests of routers that do not believe the mirror any more."""
+    rebuilds: int
+    """How often the mirror was built anew for them."""
+    corrections: int
+    """Of those, how often it had been wrong for certain."""
     decoder: DecoderStatistics
     mirror: MirrorStatistics
 
@@ -63,14 +71,12 @@ class RankRelay:
         self._subject = subjects.kv(namespace, card.worker_id, rank)
         self._mark_subject = subjects.mark(namespace, card.worker_id, rank)
         self._snapshot_subject = subjects.snapshot(namespace, card.worker_id, rank)
-        self._decoder = EventDecoder()
-        self._mirror = CacheMirror(card.block_size)
+        self._reader = self._new_reader()
+        self._doubts = Doubts()
         self._serving: Subscription | None = None
         self._seq = -1
         self._published_bytes = 0
-        self.page_sizes: set[int] = set()
-        """Of all stores so far, as the engine's events say."""
-        self._snapshots = self._resets = self._other_ranks = 0
+        self._snapshots = self._rebuilds = self._corrections = 0
 
     def __repr__(self) -> str:
         return f"<RankRelay {self._card.worker_id}/{self._rank} epoch={self._card.epoch} seq={self._seq}>"
@@ -96,7 +102,30 @@ class RankRelay:
 
     async def relay(self, deliveries: Iterable[Delivery]) -> None:
         """Apply what the engine did, and publish what that changed, in as few messages as hold it."""
-        encoded = [messages.encode(message) for message in self._numbered(self._changes(deliveries))]
+        await self._publish(self._changes(deliveries))
+
+    @property
+    def doubted(self) -> bool:
+        """Whether a router does not believe the mirror any more, and it was not built anew since."""
+        return self._doubts.pending
+
+    async def rebuild(self, whole: Iterable[Delivery]) -> None:
+        """Build the mirror anew, and publish all of it if it differs.
+
+        The doubted one serves until the new one stands. Both are in memory then, and others run meanwhile.
+
+        :param whole: all that was delivered to this relay so far, as far as it is still to be had.
+        """
+        reader, complete = self._new_reader(), True
+        for delivery in whole:
+            reader.read(delivery)
+            complete = complete and isinstance(delivery, Frame)
+            await asyncio.sleep(0)
+        await self._publish(self._replaced(reader, complete))
+
+    async def _publish(self, changes: list[CacheEvent]) -> None:
+        """All are numbered before the first one leaves: mirror and number change together."""
+        encoded = [messages.encode(message) for message in self._numbered(changes)]
         self._published_bytes += sum(map(len, encoded))
         for data in encoded:
             await self._bus.publish(self._subject, data)
@@ -108,7 +137,17 @@ class RankRelay:
 
     def holds(self, hashes: list[int]) -> bool:
         """Whether all these blocks are held on the device. O(n)."""
-        return self._mirror.holds(hashes)
+        return self._reader.mirror.holds(hashes)
+
+    @property
+    def page_sizes(self) -> set[int]:
+        """Of all stores so far, as the engine's events say."""
+        return self._reader.page_sizes
+
+    @property
+    def rebuilds(self) -> int:
+        """How often the mirror was built anew, as a router doubted it."""
+        return self._rebuilds
 
     @property
     def published_bytes(self) -> int:
@@ -126,11 +165,13 @@ class RankRelay:
             self._card.epoch,
             self._seq,
             published_at=time.time(),
-            orphans=self._mirror.statistics().waiting_pages,
+            orphans=self._reader.mirror.statistics().waiting_pages,
             gaps=engine.gaps,
             lost=engine.lost,
-            resets=self._resets,
-            unreadable=sum(self._decoder.statistics().ignored.values()),
+            resets=self._reader.resets,
+            unreadable=sum(self._reader.statistics().ignored.values()),
+            rebuilds=self._rebuilds,
+            corrections=self._corrections,
         )
 
     def statistics(self) -> RelayStatistics:
@@ -138,39 +179,40 @@ class RankRelay:
         return RelayStatistics(
             self._seq,
             self._snapshots,
-            self._resets,
-            self._other_ranks,
-            self._decoder.statistics(),
-            self._mirror.statistics(),
+            self._reader.resets,
+            self._reader.other_ranks,
+            self._doubts.count,
+            self._rebuilds,
+            self._corrections,
+            self._reader.statistics(),
+            self._reader.mirror.statistics(),
         )
 
+    def _new_reader(self) -> RankReader:
+        return RankReader(self._card.worker_id, self._rank, self._card.block_size)
+
     def _changes(self, deliveries: Iterable[Delivery]) -> list[CacheEvent]:
-        changes: list[CacheEvent] = []
-        for delivery in deliveries:
-            if isinstance(delivery, Frame):
-                changes += self._apply(delivery)
-            else:
-                changes += self._reset(f"events {delivery.first} to {delivery.last} are lost")
-        return changes
+        return [change for delivery in deliveries for change in self._reader.read(delivery)]
 
-    def _apply(self, frame: Frame) -> list[CacheEvent]:
-        try:
-            batch = self._decoder.decode(frame.payload)
-        except WireError as error:
-            return self._reset(f"event {frame.seq}: {error}")
-        if batch.rank is not None and batch.rank != self._rank:
-            if not self._other_ranks:
-                logger.warning("%r: its port carries events of rank %s", self, batch.rank)
-            self._other_ranks += 1
-        events = coalesce(batch.events)
-        self.page_sizes.update(event.page_size for event in events if isinstance(event, EngineStored))
-        return [change for event in events for change in self._mirror.apply(event)]
-
-    def _reset(self, reason: str) -> list[CacheEvent]:
-        """Removals may be among what is lost: rather believe nothing than too much."""
-        logger.warning("%r: the mirror is emptied: %s", self, reason)
-        self._resets += 1
-        return self._mirror.clear()
+    def _replaced(self, reader: RankReader, complete: bool) -> list[CacheEvent]:
+        """Another reader's mirror takes the place of the doubted one: what routers need to hear."""
+        before, after = self._reader.mirror, reader.mirror
+        ghosts, missing = before.beyond(after), after.beyond(before)
+        differs = ghosts + missing > 0
+        reader.resets = self._reader.resets + (not complete)
+        self._reader = reader
+        self._rebuilds += 1
+        self._corrections += complete and differs
+        self._doubts.settle()
+        logger.warning(
+            "%r: a router doubted the mirror; it was built anew from %s of the engine's events: %d blocks were believed and are "
+            "not held, %d held and not believed",
+            self,
+            "all" if complete else "the last",
+            ghosts,
+            missing,
+        )
+        return [CacheCleared(), *after.held()] if differs else []
 
     def _numbered(self, changes: list[CacheEvent]) -> Iterator[KvEvents]:
         for events in _messages_of(changes):
@@ -185,11 +227,13 @@ class RankRelay:
         if (request.worker_id, request.rank) != (self._card.worker_id, self._rank):
             raise ValueError(f"{request} was asked of {self!r}: two worker ids share a subject")
         self._snapshots += 1
+        if request.distrusted:
+            self._doubts.add()
         return [messages.encode(chunk) for chunk in self.snapshot()]
 
     def snapshot(self, position: int = 0) -> list[SnapshotChunk]:
         """All that is held now, with the position in a log of events to note in it. O(blocks)."""
-        chunks = list(_messages_of(self._mirror.held())) or [[]]
+        chunks = list(_messages_of(self._reader.mirror.held())) or [[]]
         card = self._card
         return [
             SnapshotChunk(card.worker_id, self._rank, card.epoch, self._seq, index, len(chunks), list(chunk), position)

@@ -25,6 +25,7 @@ from zmq.utils.monitor import parse_monitor_message, recv_monitor_message
 from .engine import EngineGone
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from types import TracebackType
 
 logger = logging.getLogger(__name__)
@@ -176,6 +177,16 @@ class RankSubscription:
             deliveries += await self._take(frame)
         return deliveries
 
+    async def whole(self) -> list[Delivery]:
+        """All that was delivered so far once more, from the engine's first payload on; what it has no more is named.
+
+        :raises EngineRestarted: another engine answers.
+        """
+        frames, answered = await self._replay(0) if self._replay_endpoint is not None else ([], False)
+        if answered and self._next:
+            self._check_engine(frames)
+        return _named((frame for frame in frames if frame.seq < self._next), self._next)
+
     def statistics(self) -> SubscriptionStatistics:
         """Counts since the subscription was opened."""
         return SubscriptionStatistics(
@@ -284,9 +295,17 @@ class RankSubscription:
         frames, answered = await self._replay(max(0, self._next - 1))
         if not answered or not self._next:
             return frames if answered else None
-        if not frames or (frames[0].seq == self._next - 1 and not self._known.know(frames[0])):
-            raise EngineRestarted(f"{self._endpoint} is another engine: it has not published event {self._next - 1}")
+        self._check_engine(frames)
         return [frame for frame in frames if frame.seq >= self._next]
+
+    def _check_engine(self, frames: list[Frame]) -> None:
+        """Whether whoever replays this published the last payload that was delivered.
+
+        :raises EngineRestarted: it did not.
+        """
+        last = self._next - 1
+        if not frames or any(frame.seq == last and not self._known.know(frame) for frame in frames):
+            raise EngineRestarted(f"{self._endpoint} is another engine: it has not published event {last}")
 
     async def _replay(self, start: int) -> tuple[list[Frame], bool]:
         """Payloads from `start` on, in order and without a hole but those that the engine confirms; whether it answered at all.
@@ -336,6 +355,18 @@ class RankSubscription:
     async def _reply(self, socket: zmq.asyncio.Socket) -> list[bytes]:
         async with asyncio.timeout(self._replay_timeout_seconds):
             return await socket.recv_multipart()
+
+
+def _named(frames: Iterable[Frame], end: int) -> list[Delivery]:
+    """These of the payloads 0 to `end` - 1, in order, and the name of what is not among them."""
+    deliveries: list[Delivery] = []
+    due = 0
+    for frame in frames:
+        if frame.seq > due:
+            deliveries.append(Lost(due, frame.seq - 1))
+        deliveries.append(frame)
+        due = frame.seq + 1
+    return deliveries if due >= end else [*deliveries, Lost(due, end - 1)]
 
 
 def _unbroken(frames: list[Frame], due: int | None) -> list[Frame]:

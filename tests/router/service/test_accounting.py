@@ -27,13 +27,14 @@ class Feed:
     """Follows one target; what it is told to distrust it notes."""
 
     def __init__(self):
-        self.followed, self.distrusted = [TARGET], []
+        self.followed, self.distrusted, self.mirrors = [TARGET], [], 0
 
     def targets(self):
         return self.followed
 
-    def distrust(self, target):
+    def distrust(self, target, *, mirror):
         self.distrusted.append(target)
+        self.mirrors += mirror
 
 
 class Site:
@@ -125,7 +126,53 @@ def test_ghosts_are_resynchronised_with_longer_and_longer_pauses():
     pauses = np.diff(times)
     wanted = [min(FIRST_PAUSE_SECONDS * 2**n, LONGEST_PAUSE_SECONDS) for n in range(7)]
     assert np.allclose(pauses, wanted, rtol=0.15), pauses
-    assert site.count("warmpath_hit_resyncs_total") == 8
+    assert site.count("warmpath_hit_resyncs_total", depth="index") == 1
+    assert site.count("warmpath_hit_resyncs_total", depth="mirror") == 7 == site.feed.mirrors
+
+
+def mislead(site, resyncs):
+    """Requests whose hits are never as promised, one a second, until that has been found so often."""
+    tokens = np.arange(9, dtype=np.uint32)
+    site.request(tokens=tokens)
+    while len(site.feed.distrusted) < resyncs:
+        site.request(tokens=tokens, cached=0)
+        site.accounting.look()
+        site.now += 1.0
+
+
+def fulfil(site, requests):
+    for _ in range(requests):
+        site.request(tokens=np.arange(9, dtype=np.uint32))
+        site.accounting.look()
+
+
+def test_a_snapshot_that_does_not_help_makes_the_mirror_doubtful(caplog):
+    site = Site()
+    mislead(site, 1)
+    assert site.feed.mirrors == 0
+    mislead(site, 2)
+    assert site.feed.mirrors == 1
+    assert [record.getMessage().endswith("the mirror built anew") for record in caplog.records] == [False, True]
+
+
+def test_a_doubt_stands_until_hits_come_true_however_long_nobody_asks():
+    site = Site()
+    mislead(site, 1)
+    site.now += 100 * FIRST_PAUSE_SECONDS
+    mislead(site, 2)
+    assert site.feed.mirrors == 1
+
+
+def test_hits_that_come_true_again_for_a_while_end_the_doubt():
+    site = Site()
+    mislead(site, 1)
+    fulfil(site, COMPARED_REQUESTS)  # too soon to be sure
+    assert repr(site.accounting) == "<Accounting, 0 alarms, 1 doubts>"
+    site.now += 2 * FIRST_PAUSE_SECONDS
+    fulfil(site, 1)
+    assert repr(site.accounting) == "<Accounting, 0 alarms, 0 doubts>"
+    mislead(site, 2)
+    assert site.feed.mirrors == 0
 
 
 def test_hits_that_nobody_promised_count_the_other_way():

@@ -12,7 +12,17 @@ import pytest
 
 from events import messages, subjects
 from events.bus.memory import MemoryBroker, MemoryBus
-from events.messages import BlocksRemoved, BlocksStored, CacheCleared, KvEvents, KvMark, SnapshotChunk, Tier, WorkerLoad
+from events.messages import (
+    BlocksRemoved,
+    BlocksStored,
+    CacheCleared,
+    KvEvents,
+    KvMark,
+    SnapshotChunk,
+    SnapshotRequest,
+    Tier,
+    WorkerLoad,
+)
 from events.snapshot import Snapshot, SnapshotError
 from router.core import RoutingRequest, Scheduler, Target
 from router.core.policy import create
@@ -41,6 +51,7 @@ class FakeAdapter:
         self.seq = -1
         self.held: list[int] = []
         self.snapshots = 0
+        self.doubts = 0
         self.chunk_count: int | None = None
         self.gate: asyncio.Event | None = None
 
@@ -49,6 +60,9 @@ class FakeAdapter:
 
     async def snapshot(self, data: bytes) -> Iterable[bytes]:
         self.snapshots += 1
+        request = messages.decode(data)
+        assert isinstance(request, SnapshotRequest)
+        self.doubts += request.distrusted
         if self.gate is not None:
             await self.gate.wait()
         stored = [BlocksStored(packed(self.held))] if self.held else []
@@ -293,10 +307,12 @@ async def test_what_a_mark_tells_of_the_engine_is_counted_once(eventually) -> No
     async with opened() as site:
         await eventually(site.in_step)
         for gaps, lost in ((1, 0), (1, 0), (3, 7)):
-            await site.adapter.mark(gaps=gaps, lost=lost, resets=1, orphans=5)
+            await site.adapter.mark(gaps=gaps, lost=lost, resets=1, orphans=5, rebuilds=2, corrections=1)
         await eventually(lambda: site.count("warmpath_gaps_total", hop="engine") == 3)
         assert site.count("warmpath_engine_events_lost_total") == 7
         assert site.count("warmpath_mirror_resets_total") == 1
+        assert site.count("warmpath_mirror_rebuilds_total") == 2
+        assert site.count("warmpath_mirror_corrections_total") == 1
         site.metrics.registry.register(EventCollector(site.feed))
         assert site.count("warmpath_orphans", target=str(TARGET)) == 5
         assert site.count("warmpath_rank_live", target=str(TARGET)) == 1
@@ -342,7 +358,7 @@ class Source:
         self.answers = list(answers)
         self.asked = 0
 
-    async def fetch(self, target: Target, epoch: int | None) -> Snapshot:
+    async def fetch(self, target: Target, epoch: int | None, *, distrusted: bool = False) -> Snapshot:
         self.asked += 1
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         if isinstance(answer, Exception):
@@ -404,6 +420,40 @@ async def test_a_snapshot_asked_for_before_the_latest_doubt_is_worth_nothing(eve
         site.adapter.gate.set()
         await eventually(site.in_step)
         assert site.adapter.snapshots == 3
+
+
+async def test_a_doubt_of_the_mirror_reaches_the_adapter_once_through_whatever_fails(eventually) -> None:
+    async with opened() as site:
+        await site.adapter.store(1)
+        await eventually(site.in_step)
+        assert site.adapter.doubts == 0
+        await site.serving.cancel()
+        site.feed.distrust(TARGET, mirror=True)
+        await eventually(lambda: site.count("warmpath_failed_snapshots_total") >= 2)
+        site.serving = await site.adapter.open()
+        await eventually(site.in_step)
+        assert site.adapter.doubts == 1
+        site.feed.distrust(TARGET)
+        await eventually(site.in_step)
+        assert (site.adapter.snapshots, site.adapter.doubts) == (3, 1)
+
+
+async def test_a_doubt_of_the_mirror_is_not_answered_by_its_checkpoint(eventually) -> None:
+    class Kept:
+        async def recall(self, worker_id: str, rank: int) -> Snapshot:
+            return Snapshot(worker_id, rank, 1, 0, [BlocksStored(packed([1]))])
+
+    async with opened() as site:
+        site.feed._sources.insert(0, HistorySnapshots(Kept()))
+        await site.adapter.store(1)
+        await eventually(site.in_step)
+        asked = site.adapter.snapshots
+        site.feed.distrust(TARGET)
+        await eventually(site.in_step)
+        assert site.adapter.snapshots == asked  # the checkpoint was enough
+        site.feed.distrust(TARGET, mirror=True)
+        await eventually(site.in_step)
+        assert (site.adapter.snapshots, site.adapter.doubts) == (asked + 1, 1)
 
 
 async def test_tiers_stay_apart(eventually) -> None:
