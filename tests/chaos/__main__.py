@@ -42,6 +42,7 @@ async def run(options: argparse.Namespace, folder: Path) -> bool:
             settle_seconds=options.settle,
             kinds=options.only,
             burst_events=options.burst,
+            together=options.together,
             told=tell,
         )
         try:
@@ -65,6 +66,9 @@ def main() -> int:
         "--settle", type=float, default=5.0, metavar="S", help="in which all must be true again (default: 5)"
     )
     parser.add_argument("--burst", type=int, default=100_000, metavar="N", help="events of a burst (default: 100000)")
+    parser.add_argument(
+        "--together", type=float, default=0.25, metavar="P", help="how often two faults come at once (default: 0.25)"
+    )
     parser.add_argument("--durable", action="store_true", help="with --durable-events: streams in NATS")
     parser.add_argument("--only", action="append", choices=FAULTS, metavar="FAULT", help="draw this kind; repeatable")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report there")

@@ -83,6 +83,7 @@ class Campaign:
         self._truth = Truth(site)
         self._clients = Clients(site, self._random)
         self._scene = Scene(site, self._truth, self._random, burst_events, set())
+        self._disturbed: set[str] = set()
         self._deck: list[str] = []
         self._flushed_at: Counter[int] = Counter()
         self._counters: dict[str, float] = {}
@@ -168,12 +169,22 @@ class Campaign:
         sent = self._clients.sent
         busy = asyncio.create_task(self._clients.send(self._requests, over_seconds=2.0))
         await asyncio.sleep(self._random.uniform(0.1, 0.6))
+        watching = asyncio.create_task(self._watch_the_others())
         victims = await asyncio.gather(*(self._inflict(kind) for kind in kinds))
         await busy
+        watching.cancel()
         seconds, findings = await self._settle()
+        findings.divergent.extend(sorted(self._disturbed))
         self._scene.taken.clear()
+        self._disturbed.clear()
         losses = self._clients.losses[known:]
         return Strike(" and ".join(kinds), ", ".join(victims), seconds, findings, losses, self._clients.sent - sent)
+
+    async def _watch_the_others(self) -> None:
+        """While a fault lasts: who is not its victim must not suffer from it."""
+        while True:
+            self._disturbed |= set(await self._truth.disturbed(self._scene.taken))
+            await asyncio.sleep(LOOK_SECONDS)
 
     async def _inflict(self, kind: str) -> str:
         """Break and mend; whom."""

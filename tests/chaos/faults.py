@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import aiohttp
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from contextlib import AbstractAsyncContextManager
 
+    from launch.link import Link
     from tests.chaos.part import Part
     from tests.chaos.site import Site
     from tests.chaos.truth import Truth
@@ -88,7 +89,7 @@ for _kind in ("drop", "lose", "duplicate", "reorder", "delay"):
 def _messages_disturbed(kind: str) -> None:
     async def inflict(scene: Scene) -> AsyncIterator[str]:
         index, count = scene.index(scene.site.adapters), scene.random.randrange(1, 5)
-        link = scene.site.adapter_links[index]
+        link = scene.site.nats_links[f"adapter{index}"]
         link.disturb(kind, count)
         yield f"adapter{index}, {count} messages"
         await asyncio.sleep(0.5)
@@ -102,26 +103,39 @@ for _kind in ("drop", "duplicate", "reorder", "delay"):
     _messages_disturbed(_kind)
 
 
-def _partition(of: str, how: str) -> None:
-    async def inflict(scene: Scene) -> AsyncIterator[str]:
-        adapter = of == "adapter"
-        links = scene.site.adapter_links if adapter else scene.site.router_links
-        index = scene.index(scene.site.adapters if adapter else scene.site.routers)
-        if how == "silent":
-            links[index].silence()
-        else:
-            await links[index].cut()
-        yield f"{of}{index}"
-        await asyncio.sleep(scene.random.uniform(0.2, BEYOND_LEASES_SECONDS))
-        await links[index].heal()
+# ---- networks
 
-    inflict.__name__ = f"{of} {how} from NATS"
+
+def _partition(
+    of: str, parts: Callable[[Site], list[Part]], place: str, links: Callable[[Site], Any], how: str
+) -> None:
+    async def inflict(scene: Scene) -> AsyncIterator[str]:
+        victims = parts(scene.site)
+        victim = victims[scene.index(victims)].name
+        link: Link = links(scene.site)[victim]
+        if how == "silent":
+            link.silence()
+        else:
+            await link.cut()
+        yield victim
+        await asyncio.sleep(scene.random.uniform(0.2, BEYOND_LEASES_SECONDS))
+        await link.heal()
+
+    inflict.__name__ = f"{of} {how} {place}"
     _fault(inflict)
 
 
-for _of in ("adapter", "router"):
-    for _how in ("silent", "cut off"):
-        _partition(_of, _how)
+PARTS: dict[str, Callable[[Site], list[Part]]] = {
+    "engine": lambda site: site.engines,
+    "adapter": lambda site: site.adapters,
+    "router": lambda site: site.routers,
+}
+
+for _how in ("silent", "cut off"):
+    for _of in ("adapter", "router"):
+        _partition(_of, PARTS[_of], "from NATS", lambda site: site.nats_links, _how)
+        _partition(_of, PARTS[_of], "from etcd", lambda site: site.etcd_links, _how)
+    _partition("engine", PARTS["engine"], "to requests", lambda site: site.http_links, _how)
 
 
 # ---- processes
@@ -167,11 +181,7 @@ def _clock_jumps(kind: str, parts: Callable[[Site], list[Part]]) -> None:
     _fault(inflict)
 
 
-for _kind, _parts in (
-    ("engine", lambda site: site.engines),
-    ("adapter", lambda site: site.adapters),
-    ("router", lambda site: site.routers),
-):
+for _kind, _parts in PARTS.items():
     _killed(_kind, _parts)
     _stopped(_kind, _parts)
     _clock_jumps(_kind, _parts)

@@ -1,6 +1,7 @@
 """The site that is maltreated: NATS, etcd, engines with adapters, and routers, each a process, with links in between.
 
-Every adapter and every router has its own link to NATS, so that each can be cut off alone.
+Every adapter and every router has links of its own to NATS and to etcd, and every engine one over which it is asked: each can be
+cut off alone.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from events.bus.broker import EmbeddedBroker
 from events.membership.etcd.access import EtcdAccess
 from events.membership.etcd.registry import EtcdRegistry
 from launch.etcd import EtcdServer
+from launch.link import Link
 from launch.stack import MODEL_NAME
 from sim import tinymodel
 from tests.chaos.natslink import NatsLink
@@ -54,8 +56,10 @@ class Site:
         self.engines: list[Part] = []
         self.adapters: list[Part] = []
         self.routers: list[Part] = []
-        self.adapter_links: list[NatsLink] = []
-        self.router_links: list[NatsLink] = []
+        self.nats_links: dict[str, NatsLink] = {}
+        self.etcd_links: dict[str, Link] = {}
+        self.http_links: dict[str, Link] = {}
+        """By the part that is cut off with it."""
         self._counts = (engines, routers)
         self._exits = AsyncExitStack()
         self.http: aiohttp.ClientSession
@@ -83,12 +87,16 @@ class Site:
         for index in range(engines):
             self.engines.append(self._part(f"engine{index}", "sim.worker", self._engine_arguments(index)))
         await self._launch(self.engines)
+        for engine in self.engines:
+            self.http_links[engine.name] = await enter(Link(engine.announced["http"]))
         for index in range(engines):
-            self.adapter_links.append(await self._link())
             self.adapters.append(self._part(f"adapter{index}", "workers.sglang", self._adapter_arguments(index)))
         for index in range(routers):
-            self.router_links.append(await self._link())
             self.routers.append(self._part(f"router{index}", "router", self._router_arguments(index)))
+        assert self.broker.port is not None
+        for part in (*self.adapters, *self.routers):
+            self.nats_links[part.name] = await enter(NatsLink(self.broker.port))
+            self.etcd_links[part.name] = await enter(Link(self.etcd.port))
         await self._launch([*self.adapters, *self.routers])
 
     def _part(self, name: str, module: str, arguments: Any) -> Part:
@@ -100,10 +108,6 @@ class Site:
         for part in parts:
             await part.start()
         await asyncio.gather(*(part.ready() for part in parts))
-
-    async def _link(self) -> NatsLink:
-        assert self.broker.port is not None
-        return await self._exits.enter_async_context(NatsLink(self.broker.port))
 
     # ---- command lines
 
@@ -120,8 +124,12 @@ class Site:
         return arguments
 
     def _adapter_arguments(self, index: int) -> Any:
-        url = self.engine_url(index)
-        return lambda _: ["--attach", url, "--block-size", str(BLOCK_SIZE), *self._place(self.adapter_links[index])]
+        def arguments(_: dict[str, Any]) -> list[str]:
+            url = f"http://127.0.0.1:{self.http_links[f'engine{index}'].port}"
+            asked = ["--attach", url, "--worker-id", self.worker_id(index), "--block-size", str(BLOCK_SIZE)]
+            return [*asked, *self._place(f"adapter{index}")]
+
+        return arguments
 
     def _router_arguments(self, index: int) -> Any:
         def arguments(known: dict[str, Any]) -> list[str]:
@@ -131,27 +139,28 @@ class Site:
                 *("--model-path", str(tinymodel.PATH), "--block-size", str(BLOCK_SIZE), "--http-port", port),
                 *first,
                 *ROUTER_OPTIONS,
-                *self._place(self.router_links[index]),
+                *self._place(f"router{index}"),
             ]
 
         return arguments
 
-    def _place(self, link: NatsLink) -> list[str]:
+    def _place(self, name: str) -> list[str]:
+        etcd = f"http://127.0.0.1:{self.etcd_links[name].port}"
         return [
-            *("--nats", f"nats://127.0.0.1:{link.port}", "--namespace", NAMESPACE),
-            *("--discovery", "etcd", "--etcd", self.etcd.url, "--discovery-ttl", str(TTL_SECONDS)),
+            *("--nats", f"nats://127.0.0.1:{self.nats_links[name].port}", "--namespace", NAMESPACE),
+            *("--discovery", "etcd", "--etcd", etcd, "--discovery-ttl", str(TTL_SECONDS)),
             *self._durable,
         ]
 
     # ---- where things are
 
     def engine_url(self, index: int) -> str:
-        """Base URL of an engine."""
+        """Base URL of an engine, past its link."""
         return f"http://127.0.0.1:{self.engines[index].announced['http']}"
 
     def worker_id(self, index: int) -> str:
         """Its name among routers."""
-        return f"127.0.0.1:{self.engines[index].announced['http']}"
+        return f"worker{index}"
 
     def router_url(self, index: int) -> str:
         """Base URL of a router."""

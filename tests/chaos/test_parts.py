@@ -17,6 +17,7 @@ from events.bus.nats import NatsBus
 from tests.chaos.campaign import Campaign
 from tests.chaos.faults import FAULTS, Scene
 from tests.chaos.natslink import NatsLink
+from tests.chaos.truth import Truth
 
 ROOT = Path(__file__).parents[2]
 
@@ -84,6 +85,30 @@ def test_two_at_once_never_hit_the_same_server_nor_neighbours():
     for _ in range(50):
         scene.taken.clear()
         assert scene.index(engines) != scene.index(adapters)
+
+
+@pytest.mark.parametrize(
+    ("victims", "found"),
+    [
+        (set(), ["router1 has lost worker2, to which nothing was done"]),
+        ({"router1"}, []),
+        ({"engine2"}, []),
+        ({"adapter2"}, []),
+        ({"adapter1", "router0"}, ["router1 has lost worker2, to which nothing was done"]),
+    ],
+)
+async def test_who_suffers_from_a_fault_without_being_its_victim_is_found(victims, found, monkeypatch):
+    """Router 1 lists two of three workers, router 2 does not answer."""
+    parts = [SimpleNamespace(name=f"router{n}") for n in range(3)]
+    site = SimpleNamespace(routers=parts, engines=range(3), worker_id=lambda index: f"worker{index}")
+    listed = [[0, 1, 2], [0, 1], "router2 does not answer"]
+
+    async def workers(truth, router):
+        answer = listed[router]
+        return answer if isinstance(answer, str) else [{"worker_id": f"worker{index}"} for index in answer]
+
+    monkeypatch.setattr(Truth, "_workers", workers)
+    assert await Truth(site).disturbed(victims) == found
 
 
 async def test_a_silent_link_passes_nothing_until_it_is_healed(eventually):

@@ -62,6 +62,21 @@ class Truth:
             leaked += await self._bookings(index)
         return Findings(divergent, leaked)
 
+    async def disturbed(self, victims: set[str]) -> list[str]:
+        """Workers that a router has lost though nothing was done to either; `victims` may grow meanwhile."""
+        site, found = self._site, []
+        for router, part in enumerate(site.routers):
+            listed = await self._workers(router)
+            if part.name in victims or isinstance(listed, str):
+                continue
+            names = {worker["worker_id"] for worker in listed}
+            found += [
+                f"router{router} has lost {site.worker_id(index)}, to which nothing was done"
+                for index in range(len(site.engines))
+                if site.worker_id(index) not in names and not victims & {f"engine{index}", f"adapter{index}"}
+            ]
+        return found
+
     async def counters(self) -> dict[str, float]:
         """What went wrong on the way, by all routers' metrics, each since its last start."""
         sums = dict.fromkeys(COUNTERS, 0.0)
