@@ -12,18 +12,17 @@ import shlex
 import signal
 import socket
 import sys
-from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from events.bus.broker import EmbeddedBroker
 from sim import tinymodel
 
+from .assembly import Assembly
 from .process import Process
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
-    from types import TracebackType
 
 MODEL_NAME = "warmpath-tiny"
 NAMESPACE = "default"
@@ -35,7 +34,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-class Stack:
+class Stack(Assembly):
     """Starts and stops the parts; `folder` holds logs and the registry."""
 
     def __init__(
@@ -47,6 +46,7 @@ class Stack:
         worker_options: Sequence[str] = (),
         adapters: bool = True,
     ) -> None:
+        super().__init__()
         self.folder = folder
         self.block_size = block_size
         self.workers: list[Process] = []
@@ -58,20 +58,6 @@ class Stack:
         self._count = workers
         self._worker_options = list(worker_options)
         self._with_adapters = adapters
-        self._exits = AsyncExitStack()
-
-    async def __aenter__(self) -> Self:
-        try:
-            await self._start()
-        except BaseException:
-            await self._exits.aclose()
-            raise
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._exits.aclose()
 
     async def _start(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -25,6 +25,8 @@ class _Instrument(Collector):
     """One family: a value without labels, or one per combination of them."""
 
     kind: ClassVar[str]
+    suffix: ClassVar[str] = ""
+    """Of its samples' names; a family's own name is without it."""
 
     def __init__(
         self,
@@ -33,7 +35,7 @@ class _Instrument(Collector):
         labelnames: Sequence[str] = (),
         registry: CollectorRegistry | None = None,
     ) -> None:
-        self._name = name
+        self._name = name.removesuffix(self.suffix)
         self._documentation = documentation
         self._labelnames = tuple(labelnames)
         self._children: dict[tuple[str, ...], Self] = {}
@@ -76,50 +78,33 @@ class _Instrument(Collector):
         raise NotImplementedError
 
 
-class Counter(_Instrument):
-    """A number that grows.
+class _Number(_Instrument):
+    """One value."""
 
-    >>> Counter("replies", "Replies, by status.", ["status"]).labels(200).inc()
-    """
-
-    kind = "counter"
-
-    def __init__(
-        self,
-        name: str,
-        documentation: str,
-        labelnames: Sequence[str] = (),
-        registry: CollectorRegistry | None = None,
-    ) -> None:
-        self.value = 0.0
-        super().__init__(name.removesuffix("_total"), documentation, labelnames, registry)
+    value = 0.0
 
     def inc(self, amount: float = 1) -> None:
         """That many more."""
         self.value += amount
 
     def _show(self, family: Metric, labels: dict[str, str]) -> None:
-        family.add_sample(f"{self._name}_total", labels, self.value)
+        family.add_sample(f"{self._name}{self.suffix}", labels, self.value)
 
 
-class Gauge(_Instrument):
+class Counter(_Number):
+    """A number that grows.
+
+    >>> Counter("replies", "Replies, by status.", ["status"]).labels(200).inc()
+    """
+
+    kind = "counter"
+    suffix = "_total"
+
+
+class Gauge(_Number):
     """A number that comes and goes."""
 
     kind = "gauge"
-
-    def __init__(
-        self,
-        name: str,
-        documentation: str,
-        labelnames: Sequence[str] = (),
-        registry: CollectorRegistry | None = None,
-    ) -> None:
-        self.value = 0.0
-        super().__init__(name, documentation, labelnames, registry)
-
-    def inc(self, amount: float = 1) -> None:
-        """That many more."""
-        self.value += amount
 
     def dec(self, amount: float = 1) -> None:
         """That many less."""
@@ -137,9 +122,6 @@ class Gauge(_Instrument):
             yield
         finally:
             self.value -= 1
-
-    def _show(self, family: Metric, labels: dict[str, str]) -> None:
-        family.add_sample(self._name, labels, self.value)
 
 
 class Histogram(_Instrument):

@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import aiohttp
 
 from events.bus.broker import EmbeddedBroker
 from events.membership.etcd.access import EtcdAccess
 from events.membership.etcd.registry import EtcdRegistry
+from launch.assembly import Assembly
 from launch.etcd import EtcdServer
 from launch.link import Link
 from launch.stack import MODEL_NAME
@@ -26,7 +26,6 @@ from tests.chaos.part import Part
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from types import TracebackType
     from typing import Any
 
 NAMESPACE = "chaos"
@@ -45,10 +44,11 @@ ROUTER_OPTIONS = (
 )
 
 
-class Site:
+class Site(Assembly):
     """Everything, started and stopped together; `folder` holds logs and data. `durable`: with `--durable-events`."""
 
     def __init__(self, folder: Path, *, engines: int = 3, routers: int = 2, durable: bool = False) -> None:
+        super().__init__()
         self.folder = folder
         self.broker = EmbeddedBroker(store_dir=folder / "streams" if durable else None)
         self._durable = ("--durable-events",) if durable else ()
@@ -61,22 +61,7 @@ class Site:
         self.http_links: dict[str, Link] = {}
         """By the part that is cut off with it."""
         self._counts = (engines, routers)
-        self._exits = AsyncExitStack()
         self.http: aiohttp.ClientSession
-
-    async def __aenter__(self) -> Self:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            await self._start()
-        except BaseException:
-            await self._exits.aclose()
-            raise
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._exits.aclose()
 
     async def _start(self) -> None:
         enter = self._exits.enter_async_context
