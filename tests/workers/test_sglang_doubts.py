@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from contextlib import asynccontextmanager
 
 import numpy as np
 import pytest
 
 from events import messages, subjects
+from events.blocks import sequence_hashes
+from events.bus import BusError
 from events.bus.broker import EmbeddedBroker
+from events.bus.log import Limits
 from events.bus.nats import NatsBus
+from events.history import jetstream_history
 from events.membership.memory import MemoryRegistry
 from events.messages import CacheCleared, SnapshotRequest, unpack_hashes
-from router.core import Scheduler, Target
+from events.snapshot import SnapshotError
+from router.core import RoutingRequest, Scheduler, Target
 from router.core.policy import create
 from router.metrics import Metrics
+from router.service.accounting import COMPARED_REQUESTS, FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, Accounting
 from router.service.feed import EventFeed
+from router.service.snapshots import AdapterSnapshots, HistorySnapshots
 from workers.sglang.adapter import Adapter
 from workers.sglang.card import Chosen
+from workers.sglang.checkpoints import CheckpointPace
 from workers.sglang.doubts import REST_SECONDS, Doubts
 from workers.sglang.wire import EngineRemoved, EngineStored
 
@@ -28,6 +37,9 @@ from .test_sglang_adapter import BLOCK, PACE, Outside, hashes
 QUIET_SECONDS = 0.02
 TARGET = Target("w:0", 0)
 BATCHES = 4
+GHOST_TOKENS = range(500, 500 + BLOCK + 1)
+GHOSTS = set(hashes(GHOST_TOKENS))
+"""The block that the engine does not hold, and the mirror comes to."""
 
 
 async def doubt(bus):
@@ -49,9 +61,8 @@ def counts(adapter):
 def falsify(adapter):
     """Behind the adapter's back: a page that the engine does not hold, and one gone that it holds."""
     mirror = relay_of(adapter)._reader.mirror
-    mirror.apply(EngineStored([99], None, np.arange(500, 500 + BLOCK, dtype=np.uint32), BLOCK))
+    mirror.apply(EngineStored([99], None, np.array(GHOST_TOKENS[:BLOCK], np.uint32), BLOCK))
     mirror.apply(EngineRemoved([8]))
-    return set(hashes(range(500, 500 + BLOCK)))
 
 
 async def live(rank):
@@ -77,9 +88,9 @@ async def lived(**options):
 
 async def test_a_wrong_mirror_is_built_anew_from_all_that_the_engine_did(caplog):
     async with lived() as (server, outside, truth):
-        ghosts = falsify(outside.adapter)
+        falsify(outside.adapter)
         before = (await outside.held())[0]
-        assert ghosts <= set(before["DEVICE"])
+        assert set(before["DEVICE"]) >= GHOSTS
         assert before != truth
         heard = len(outside.events)
         await doubt(outside.bus)
@@ -163,7 +174,7 @@ async def test_many_routers_that_doubt_at_once_have_it_built_once():
 async def test_what_the_engine_does_meanwhile_is_not_lost(monkeypatch):
     """The doubted mirror serves until the new one stands; events wait, and follow."""
     async with lived() as (server, outside, truth):
-        ghosts = falsify(outside.adapter)
+        falsify(outside.adapter)
         ((relay, subscription),) = outside.adapter._ranks
         whole, asked, allowed = subscription.whole, asyncio.Event(), asyncio.Event()
 
@@ -176,7 +187,7 @@ async def test_what_the_engine_does_meanwhile_is_not_lost(monkeypatch):
         await doubt(outside.bus)
         await asked.wait()
         await server.ranks[0].publish(stored([20, 21, 22, 23], None, range(1000, 1064)))
-        assert ghosts <= set((await outside.held())[0]["DEVICE"])
+        assert set((await outside.held())[0]["DEVICE"]) >= GHOSTS
         allowed.set()
         fresh = hashes(range(1000, 1064))
         await until(lambda: relay.holds(fresh))
@@ -209,14 +220,23 @@ def test_doubts_soon_after_a_mirror_was_built_are_of_the_one_before():
 
 
 class Router:
-    """A router's write path on a connection of its own."""
+    """A router's write path on a connection of its own, and the look at whether its hits come true."""
 
-    def __init__(self, url):
-        self.bus = NatsBus(url, "router")
+    def __init__(self, url, *, durable=False):
+        self.bus, self.now, self.asked = NatsBus(url, "router"), 0.0, 0
         self.metrics, self.scheduler = Metrics(), Scheduler(create("warm"), BLOCK)
+        sources = [AdapterSnapshots(self.bus, "default")]
+        if durable:
+            sources.insert(0, HistorySnapshots(jetstream_history(self.bus, "default", Limits())))
         self.feed = EventFeed(
-            self.bus, self.scheduler, namespace="default", metrics=self.metrics, clock=asyncio.get_running_loop().time
+            self.bus,
+            self.scheduler,
+            namespace="default",
+            metrics=self.metrics,
+            clock=lambda: self.now,
+            sources=sources,
         )
+        self.accounting = Accounting(self.scheduler, self.feed, self.metrics, lambda: self.now)
 
     async def __aenter__(self):
         await self.bus.open()
@@ -229,22 +249,39 @@ class Router:
         await self.feed.close()
         await self.bus.close()
 
+    def ask(self, tokens, truth):
+        """One request from placement to end; how many cached tokens were promised. The engine has what it has."""
+        self.asked += 1
+        name, blocks = str(self.asked), sequence_hashes(np.array(tokens, np.uint32), BLOCK)
+        placement = self.scheduler.place(RoutingRequest(name, blocks, len(tokens)), self.now)
+        hits = [block in truth["DEVICE"] for block in blocks.tolist()]
+        self.scheduler.first_token(name, BLOCK * sum(hits), self.now)
+        self.scheduler.free(name, self.now)
+        return placement.cached_tokens
+
+    def ask_often(self, tokens, truth):
+        for _ in range(COMPARED_REQUESTS):
+            self.ask(tokens, truth)
+        self.accounting.look()
+
     def believes(self, truth):
         """In step, and holding just that."""
         statistics, held = self.feed.statistics(TARGET), self.scheduler.held(TARGET)
         believed = {tier.name: set(blocks.tolist()) for tier, blocks in held.items() if len(blocks)}
         return statistics.live and believed == {tier: set(blocks) for tier, blocks in truth.items()}
 
-    def count(self, name):
-        return self.metrics.registry.get_sample_value(name)
+    def count(self, name, **labels):
+        return self.metrics.registry.get_sample_value(name, labels)
 
 
 @asynccontextmanager
-async def adapter_at(url, server):
+async def adapter_at(url, server, *, durable=False):
     registry = MemoryRegistry()
     async with NatsBus(url, "adapter") as bus:
+        history = jetstream_history(bus, "default", Limits()) if durable else None
         pace = PACE._replace(quiet_seconds=QUIET_SECONDS)
-        adapter = Adapter(Chosen(server.url, "w:0", BLOCK), bus, registry, pace=pace, parity_probe=False)
+        chosen = Chosen(server.url, "w:0", BLOCK)
+        adapter = Adapter(chosen, bus, registry, pace=pace, parity_probe=False, history=history)
         running = asyncio.create_task(adapter.run())
         await until(lambda: adapter.statistics().card)
         yield adapter
@@ -253,7 +290,7 @@ async def adapter_at(url, server):
     await registry.close()
 
 
-async def test_the_doubt_of_one_router_heals_every_router(eventually):
+async def test_promises_that_a_wrong_mirror_makes_come_true_again_for_every_router(eventually):
     async with (
         EmbeddedBroker() as broker,
         FakeServer() as server,
@@ -264,11 +301,57 @@ async def test_the_doubt_of_one_router_heals_every_router(eventually):
         await server.ranks[0].subscribed()
         truth = await live(server.ranks[0])
         await eventually(lambda: first.believes(truth) and second.believes(truth))
-        ghosts = falsify(adapter)
-        for router in (first, second):
-            router.feed.distrust(TARGET)
-        lie = {"DEVICE": {truth["DEVICE"][0], *ghosts}, "HOST": truth["HOST"]}
-        await eventually(lambda: first.believes(lie) and second.believes(lie))  # a snapshot alone heals nothing
-        first.feed.distrust(TARGET, mirror=True)
+        falsify(adapter)
+        lie = {"DEVICE": [truth["DEVICE"][0], *GHOSTS], "HOST": truth["HOST"]}
+        second.feed.distrust(TARGET)
+        first.feed.distrust(TARGET)
+        await eventually(lambda: first.believes(lie) and second.believes(lie))
+        first.ask_often(GHOST_TOKENS, truth)
+        await eventually(lambda: first.believes(lie))  # the snapshot is of the same mirror
+        first.now += FIRST_PAUSE_SECONDS
+        assert first.ask(GHOST_TOKENS, truth) == BLOCK
+        first.ask_often(GHOST_TOKENS, truth)
         await eventually(lambda: first.believes(truth) and second.believes(truth))
+        assert [first.count("warmpath_hit_resyncs_total", depth=depth) for depth in ("index", "mirror")] == [1, 1]
         await eventually(lambda: second.count("warmpath_mirror_corrections_total") == 1)
+        first.now += LONGEST_PAUSE_SECONDS
+        assert first.ask(GHOST_TOKENS, truth) == 0
+        first.ask_often(range(129), truth)
+        assert repr(first.accounting) == "<Accounting, 0 alarms, 0 doubts>"
+
+
+async def test_a_checkpoint_of_a_wrong_mirror_is_not_believed_and_replaced(tmp_path, eventually, monkeypatch):
+    pace = CheckpointPace(look_seconds=0.01, changed_seconds=0.0)
+    monkeypatch.setattr("workers.sglang.checkpoints.CheckpointPace", lambda: pace)
+    async with (
+        EmbeddedBroker(store_dir=tmp_path) as broker,
+        FakeServer() as server,
+        adapter_at(broker.url, server, durable=True) as adapter,
+        Router(broker.url, durable=True) as router,
+    ):
+        history = jetstream_history(router.bus, "default", Limits())
+
+        async def keeps(blocks):
+            kept = None
+            while kept != blocks:
+                with contextlib.suppress(SnapshotError, BusError):  # none is written yet
+                    stored = (await history.recall(*TARGET)).stored
+                    kept = {part.tier.name: unpack_hashes(part.hashes).tolist() for part in stored}
+                await asyncio.sleep(0.01)
+
+        await server.ranks[0].subscribed()
+        truth = await live(server.ranks[0])
+        await eventually(lambda: router.believes(truth))
+        falsify(adapter)
+        await server.ranks[0].publish(removed([1, 2, 3, 4], medium="CPU"))
+        del truth["HOST"]
+        lie = {"DEVICE": [truth["DEVICE"][0], *GHOSTS]}
+        await asyncio.wait_for(keeps(lie), 10)
+        router.feed.distrust(TARGET)
+        await eventually(lambda: router.believes(lie))
+        assert router.count("warmpath_resyncs_total", source="history")
+        before = router.count("warmpath_resyncs_total", source="adapter") or 0
+        router.feed.distrust(TARGET, mirror=True)
+        await eventually(lambda: router.believes(truth))
+        assert router.count("warmpath_resyncs_total", source="adapter") == before + 1
+        await asyncio.wait_for(keeps(truth), 10)
