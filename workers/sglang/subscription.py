@@ -341,6 +341,8 @@ class RankSubscription:
                 while (parts := await self._reply(socket))[-2:] != [END, b""]:
                     if frame := self._frame(parts):
                         frames.append(frame)
+                    if not len(frames) % BATCH_FRAMES:
+                        await asyncio.sleep(0)  # replies that are there already let nobody else run
             except TimeoutError:
                 self._failed_replays += 1
                 logger.warning(
