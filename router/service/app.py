@@ -142,14 +142,16 @@ class RouterService:
                 bus.on_connect = partial(_reconnected, feed, replicas)
             engine = self._engine()
             parts.push_async_callback(engine.close)
-            roster = self._roster(feed, engine, bus, parts)
+            registries = self._registries()
+            first_look = FirstLook(registries, self.config.discovery_ttl_seconds, self.metrics)
+            roster = self._roster(registries, first_look, feed, engine, bus, parts)
             self.metrics.registry.register(
                 StateCollector(self.scheduler, self.paths, roster, bus, replicas, engine, self.tokenizer)
             )
             parts.callback(asyncio.create_task(roster.run(), name="roster").cancel)
             _spare_the_collector()
-            await _unless(stopping, self._first_look.listings(self.config.registry_timeout_seconds))
-            url = await self._serve(roster, engine, parts)
+            await _unless(stopping, first_look.listings(self.config.registry_timeout_seconds))
+            url = await self._serve(self._frontend(roster, engine, first_look, parts), parts)
             await self._say_ready(roster, url, stopping)
             await stopping.wait()
             logger.info("stopping")
@@ -205,7 +207,13 @@ class RouterService:
         return replicas
 
     def _roster(
-        self, feed: EventFeed | None, engine: EngineClient, bus: NatsBus | None, parts: AsyncExitStack
+        self,
+        registries: Sequence[Registry],
+        first_look: FirstLook,
+        feed: EventFeed | None,
+        engine: EngineClient,
+        bus: NatsBus | None,
+        parts: AsyncExitStack,
     ) -> Roster:
         config = self.config
         stall_seconds = math.inf if config.text_mode else config.stall_timeout_seconds  # bytes passed on show no tokens
@@ -234,14 +242,12 @@ class RouterService:
         loop = asyncio.get_running_loop()
         apart = Quarantine[tuple[Target, Target]](lambda pair, together: self.paths.set_together(*pair, together), loop)
         parity = Parity(config.block_size, self.metrics, self._tokens_of, refuse=config.parity_check)
-        registries = self._registries()
-        self._first_look = FirstLook(registries, config.discovery_ttl_seconds, self.metrics)
         roster = Roster(
             *(registries, self.scheduler, feed, health, apart),
             block_size=config.block_size,
             parity=parity,
             tell_others=HoldOrders(bus, config.namespace).send if bus is not None else None,
-            first_look=self._first_look,
+            first_look=first_look,
         )
         return roster
 
@@ -263,9 +269,9 @@ class RouterService:
         except RegistryError as error:
             raise ConfigError(str(error)) from error
 
-    async def _serve(self, roster: Roster, engine: EngineClient, parts: AsyncExitStack) -> str:
+    async def _serve(self, frontend: Frontend, parts: AsyncExitStack) -> str:
         """Open the port; the URL it is reached at from here."""
-        application = self._frontend(roster, engine, parts).application(self.config.max_body_bytes)
+        application = frontend.application(self.config.max_body_bytes)
         host, port, index = self.config.http_host, self.config.http_port, self.config.process_index
         own_port = None if index is None else self.config.process_port and self.config.process_port + index
         try:
@@ -283,7 +289,7 @@ class RouterService:
             )
         )
 
-    def _frontend(self, roster: Roster, engine: EngineClient, parts: AsyncExitStack) -> Frontend:
+    def _frontend(self, roster: Roster, engine: EngineClient, first_look: FirstLook, parts: AsyncExitStack) -> Frontend:
         carried: dict[str, Any] = {
             "block_size": self.config.block_size,
             "policy": self.config.policy,
@@ -306,7 +312,7 @@ class RouterService:
             *(roster, dispatcher, tokenizer_of, self.metrics, relay),
             text_mode=self.config.text_mode,
             administration=administration,
-            admit=self._first_look.somebody,
+            admit=first_look.somebody,
         )
 
     async def _say_ready(self, roster: Roster, url: str, stopping: asyncio.Event) -> None:
