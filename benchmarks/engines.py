@@ -1,4 +1,4 @@
-"""A slice of a trace through the router over SGLang servers that are running: policies compared on real engines.
+r"""A slice of a trace through the router over SGLang servers that are running: policies compared on real engines.
 
     python -m benchmarks.engines TRACE --engine http://127.0.0.1:30000 --engine http://127.0.0.1:30001 \
         [--policy warm --policy round-robin] [--gateway 'NAME=COMMAND --port {port} --workers {engines}'] [--seconds 0:240] \
@@ -287,7 +287,12 @@ def parser() -> Parser:
     made.add_argument("trace", type=Path, metavar="TRACE", help="Mooncake's format")
     made.add_argument("--engine", action="append", required=True, metavar="URL", help="a running server; repeatable")
     made.add_argument(
-        "--policy", action="append", dest="contenders", type=Policy, help="repeatable; default: warm, round-robin"
+        "--policy",
+        action="append",
+        dest="contenders",
+        type=Policy,
+        metavar="NAME",
+        help="repeatable; default: warm, round-robin",
     )
     made.add_argument(
         "--gateway",
@@ -322,7 +327,8 @@ def main() -> int:
     """See the module's text."""
     options = parse()
     console = Console()
-    load = Load(read(options.trace), *options.seconds, range(1000, options.vocabulary))
+    first, last = options.seconds
+    load = Load(read(options.trace), first, last, range(1000, options.vocabulary))
     try:
         runs = asyncio.run(compare(options, load, console))
     except ProcessFailed as error:
