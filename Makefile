@@ -25,7 +25,7 @@ up: $(STAMP) ## the same stack, left serving on http://127.0.0.1:8000
 	$(BIN)/python -m launch.up
 
 test: $(STAMP) ## the test suite (no GPU, no engine)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 chaos: $(STAMP) ## random faults on real processes, all true again after each; FAULTS=60 SEED=1
 	$(BIN)/python -m tests.chaos --faults $(or $(FAULTS),60) --seed $(or $(SEED),1) --json .chaos.json

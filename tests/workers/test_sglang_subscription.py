@@ -275,7 +275,7 @@ async def test_an_engine_that_does_not_answer_is_asked_less_and_less_often(conte
             assert subscription._patience == 0.01
 
 
-@pytest.mark.parametrize("drops", [set(), {0, 1}, {3}, {5, END}], ids=str)
+@pytest.mark.parametrize("drops", [set(), {0, 1}, {3}, {5, END}], ids=["none", "two", "one", "the end"])
 async def test_all_that_was_delivered_comes_once_more(context, drops):
     async with publisher(context) as rank:
         for _ in range(3):
