@@ -9,6 +9,7 @@
 `predicted`    who should hold which prefix, because requests were sent there
 `overlap`      how many leading blocks of a prompt each target holds, per kind of knowledge
 `load`         what is booked on each target, and what the engines last said of themselves
+`unheard`      what other routers book at this moment
 `rate`         how many prompt tokens a second each target prefills, learned
 `policy`       filter → score → pick; one module per policy
 `paths`        as a whole at one target, or shared out to a prefill and a decode target

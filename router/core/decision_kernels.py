@@ -180,3 +180,25 @@ def lowest(scores, eligible, tolerance, ties):  # type: ignore[no-untyped-def]
             ties[count] = slot
             count += 1
     return count
+
+
+@njit(boolean(_FLOATS, _FLOATS, _FLOATS, _MASK, int64, int64[::1]), cache=True, nogil=True)
+def spread(at_first, with_one, precedence, eligible, count, placed):  # type: ignore[no-untyped-def]
+    """Place requests, each at the lowest score, which then rises there as it would with the first; `precedence` breaks ties.
+
+    `placed`, zeros, gets them per slot. False, and none, where an eligible score is not finite, or the lowest does not rise.
+    """
+    for slot in range(len(placed)):
+        if eligible[slot] and not (np.isfinite(at_first[slot]) and np.isfinite(with_one[slot])):
+            return False
+    for number in range(count + 1):
+        best, least = -1, np.inf
+        for slot in range(len(placed)):
+            score = at_first[slot] + placed[slot] * (with_one[slot] - at_first[slot]) + precedence[slot]
+            if eligible[slot] and score < least:
+                best, least = slot, score
+        if best < 0 or not with_one[best] > at_first[best]:
+            placed[:] = 0
+            return False
+        placed[best] += number < count
+    return True

@@ -24,10 +24,10 @@ from router.core.predicted import PredictedPresence, PredictedStatistics
 from router.core.presence import as_hashes
 from router.core.rate import PrefillRates, RateStatistics
 from router.core.request import Part, RoutingRequest, Target
+from router.core.unheard import Unheard, with_strangers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from random import Random
 
     from numpy.typing import NDArray
 
@@ -127,6 +127,8 @@ class SchedulerStatistics(NamedTuple):
     actual_cached_tokens: int
     stale_reports: int
     """Load reports of an epoch that is over; ignored."""
+    unheard_bookings: float
+    """Of other routers, that cross one of ours before word of them comes: a mean of the last ones."""
     exact: IndexStatistics
     predicted: PredictedStatistics
     rates: RateStatistics
@@ -176,6 +178,8 @@ class Scheduler:
         self._reported = ReportedLoads()
         self._rates = PrefillRates()
         self._evidence = BeliefEvidence()
+        self._unheard: dict[Part, Unheard] = {}
+        """Empty while nobody else decides."""
         self.observers: list[BookingObserver] = []
         """Told of every booking of this router's own."""
         self._tickets = count()
@@ -346,9 +350,8 @@ class Scheduler:
         overlap = self._match(request, now)
         fleet = self._view(request, overlap, now)
         filters.eligible(self._fleet, request, fleet.eligible)
-        chance = self._chance.of(self._placements)
-        scores = self._score(request, fleet, chance)
-        slot = self._policy_for(request).pick(scores, fleet.eligible, chance)
+        scores = self._scores(request, fleet, now)
+        slot = self._policy_for(request).pick(scores, fleet.eligible, self._chance)
         return Considered(request, slot, fleet, float(scores[slot]), self._fleet.target(slot))
 
     def book(self, considered: Considered, now: float) -> Placement:
@@ -373,10 +376,9 @@ class Scheduler:
         except NoTarget as none:
             name = self._policy_for(request).name
             return Decision(request.request_id, name, self._candidates(request, fleet), None, str(none))
-        chance = self._chance.of(self._placements)
-        scores = self._score(request, fleet, chance)
+        scores = self._scores(request, fleet, now)
         policy = self._policy_for(request)
-        slot = policy.pick(scores, fleet.eligible, chance)
+        slot = policy.pick(scores, fleet.eligible, self._chance)
         candidates = self._candidates(request, fleet, scores, slot)
         return Decision(request.request_id, policy.name, candidates, self._fleet.target(slot), None)
 
@@ -439,17 +441,43 @@ class Scheduler:
 
     # ---- other routers
 
+    def share(self, rank: int, routers: int, lag_seconds: float) -> None:
+        """So many routers decide over these targets, and hear of a booking after the lag; no other has this `rank`, from 0. O(1).
+
+        It then keeps apart from what others decide at the same moment, see `unheard`; one that is alone decides as if never told.
+
+        :raises ValueError: there is no such rank.
+        """
+        if not 0 <= rank < routers:
+            raise ValueError(f"rank must be in [0, {routers}), the number of routers, not {rank}")
+        if routers == 1:
+            self._unheard.clear()
+            return
+        for part in Part:
+            self._unheard.setdefault(part, Unheard(lag_seconds)).stand(rank, routers)
+
     def book_elsewhere(
-        self, author: str, request: RoutingRequest, target: Target, uncached_tokens: int, now: float
+        self,
+        author: str,
+        request: RoutingRequest,
+        target: Target,
+        uncached_tokens: int,
+        now: float,
+        *,
+        just_now: bool = True,
     ) -> bool:
         """Another router has placed a request: it loads its target as if it were ours. O(blocks + targets).
 
         The request's id must not be one of ours; `first_token` and `free` take it like any other. False: the target is not there,
         or the request is booked already.
+
+        :param just_now: word of it took no longer than always; False of one that is only made up for.
         """
         slot = self._fleet.slot(target)
         if slot is None or request.request_id in self._bookings:
             return False
+        if just_now and self._unheard:
+            self._unheard[self._fleet.part(slot)].heard(now)
         self._book_at(slot, request, uncached_tokens, self._match(request, now), now, author)
         return True
 
@@ -491,6 +519,7 @@ class Scheduler:
             expected_cached_tokens=self._expected_cached_tokens,
             actual_cached_tokens=self._actual_cached_tokens,
             stale_reports=self._reported.stale,
+            unheard_bookings=max((unheard.expected for unheard in self._unheard.values()), default=0.0),
             exact=self._index.statistics(),
             predicted=self._predicted.statistics(),
             rates=self._rates.statistics(),
@@ -564,9 +593,26 @@ class Scheduler:
     def _policy_for(self, request: RoutingRequest) -> Policy:
         return self._decode_policy if request.part is Part.DECODE else self._policy
 
-    def _score(self, request: RoutingRequest, fleet: FleetView, chance: Random) -> NDArray[np.float64]:
+    def _scores(self, request: RoutingRequest, fleet: FleetView, now: float) -> NDArray[np.float64]:
+        unheard = self._unheard.get(request.part)
+        if unheard is not None and unheard.is_expected(now):
+            foreseen = self._foreseen(request, fleet, unheard)
+            if foreseen is not None:
+                scores: NDArray[np.float64] = self._score(request, foreseen) + self._fleet.columns["precedence"]
+                return scores
+        return self._score(request, fleet)
+
+    def _foreseen(self, request: RoutingRequest, fleet: FleetView, unheard: Unheard) -> FleetView | None:
+        """The targets with what others place there at this moment. None: the policy does not go by loads."""
+        here = np.count_nonzero(fleet.eligible) / self._fleet.count(
+            request.part
+        )  # other models have others' requests, too
+        count, precedence = round(unheard.ahead() * here), self._fleet.columns["precedence"]
+        return with_strangers(fleet, count, unheard.stranger(request.part), self._score, precedence)
+
+    def _score(self, request: RoutingRequest, fleet: FleetView) -> NDArray[np.float64]:
         policy = self._policy_for(request)
-        scores = policy.score(fleet, request, chance)
+        scores = policy.score(fleet, request, self._chance.of(self._placements))
         if scores.shape != fleet.eligible.shape or scores.dtype != _SCORES or _has_nan(scores, fleet.eligible):
             raise ValueError(f"policy {policy.name!r} must score each eligible target with a float64, not {scores!r}")
         return scores
@@ -589,6 +635,8 @@ class Scheduler:
     def _book(self, request: RoutingRequest, slot: int, fleet: FleetView, now: float) -> None:
         uncached_tokens: int = fleet.uncached_tokens.item(slot)
         booking = self._book_at(slot, request, uncached_tokens, fleet.overlap, now)
+        if self._unheard:
+            self._unheard[request.part].placed(booking.uncached_tokens, request.prompt_tokens, now)
         self._fleet.columns["last_placed"][slot] = self._placements
         self._placements += 1
         for observer in self.observers:

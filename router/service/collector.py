@@ -166,6 +166,9 @@ def _bus(bus: Bus) -> Iterable[Metric]:
 def _others(statistics: ReplicaStatistics) -> Iterable[Metric]:
     yield _gauge("warmpath_other_routers", "Routers over the same workers, but for this one.", statistics.others)
     yield _gauge("warmpath_other_routers_requests", "Requests that they have in flight.", statistics.bookings)
+    yield _gauge(
+        "warmpath_other_routers_unheard_bookings", "Bookings of theirs that cross one of ours.", statistics.unheard
+    )
     yield _counter("warmpath_other_routers_sent", "Messages to them.", statistics.sent)
     yield _counter("warmpath_other_routers_received", "Messages of theirs.", statistics.received)
     yield _counter("warmpath_other_routers_misfits", "Messages of theirs that could not be used.", statistics.misfits)

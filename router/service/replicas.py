@@ -42,6 +42,8 @@ logger = logging.getLogger(__name__)
 
 BATCH_SECONDS = 0.002
 """Changes wait so long for company. Two routers are blind to each other for this long and a network's way."""
+LAG_SECONDS = BATCH_SECONDS + 0.001
+"""From a booking until the others know of it, about."""
 STATEMENT_SECONDS = 1.0
 EXPIRY_SECONDS = 3.5
 """Three statements lost, and a little more."""
@@ -60,6 +62,8 @@ class ReplicaStatistics(NamedTuple):
     """Routers heard of within the last seconds."""
     bookings: int
     """Requests they have in flight, as far as known."""
+    unheard: float
+    """Bookings of theirs that cross one of ours, on average of the last ones."""
     sent: int
     """Messages; so the next."""
     received: int
@@ -144,10 +148,12 @@ class Replicas:
 
     def statistics(self) -> ReplicaStatistics:
         """Counts since the start, and sizes now."""
+        scheduler = self._scheduler.statistics()
         return ReplicaStatistics(
             router_id=self.router_id,
             others=len(self._others),
-            bookings=self._scheduler.statistics().requests_elsewhere,
+            bookings=scheduler.requests_elsewhere,
+            unheard=scheduler.unheard_bookings,
             sent=self._sent,
             received=self._received,
             misfits=self._misfits,
@@ -260,15 +266,21 @@ class Replicas:
         if other is None:
             other = self._others[router_id] = _Other()
             logger.info("router %s is there, too", router_id)
+            self._stand()
             self.state_soon()
         other.heard_at = self._clock()
         return other
+
+    def _stand(self) -> None:
+        """Tell the scheduler how many decide, and which of them it is: by id, so that no two take the same place."""
+        rank = sum(router_id < self.router_id for router_id in self._others)
+        self._scheduler.share(rank, len(self._others) + 1, LAG_SECONDS)
 
     def _apply(self, router_id: str, change: RequestChange) -> None:
         key, now = _key(router_id, change.request_id), self._clock()
         match change:
             case RequestBooked():
-                self._book(router_id, change)
+                self._book(router_id, change, just_now=True)
             case _ if not self._scheduler.is_booked(key):
                 return  # lost, or its target has left: nothing to correct
             case RequestPrefilled():
@@ -276,16 +288,20 @@ class Replicas:
             case RequestFreed():
                 self._scheduler.free(key, now, failed=change.failed)
 
-    def _book(self, router_id: str, said: RequestBooked) -> bool:
+    def _book(self, router_id: str, said: RequestBooked, *, just_now: bool) -> bool:
         key, now = _key(router_id, said.request_id), self._clock()
         target = Target(said.worker_id, said.rank)
         try:
             request = RoutingRequest(key, unpack_hashes(said.hashes), said.prompt_tokens)
-            booked = self._scheduler.book_elsewhere(router_id, request, target, said.uncached_tokens, now)
+            booked = self._scheduler.book_elsewhere(
+                router_id, request, target, said.uncached_tokens, now, just_now=just_now
+            )
         except ValueError as error:  # a router with another block size: its load is load all the same
             self._misfit(error)
             request = RoutingRequest(key, NO_HASHES, said.prompt_tokens)
-            booked = self._scheduler.book_elsewhere(router_id, request, target, said.uncached_tokens, now)
+            booked = self._scheduler.book_elsewhere(
+                router_id, request, target, said.uncached_tokens, now, just_now=just_now
+            )
         self._unknown_targets += not booked and not self._scheduler.is_booked(key)
         if booked and not said.prefilling and self._scheduler.is_prefilling(key):
             self._scheduler.first_token(key, None, now)
@@ -316,7 +332,7 @@ class Replicas:
             self._scheduler.free(key, now)
         for said in stated:
             if not self._scheduler.is_booked(_key(router_id, said.request_id)):
-                self._healed += self._book(router_id, said)
+                self._healed += self._book(router_id, said, just_now=False)
 
     def _expire(self, now: float) -> None:
         for router_id in [name for name, other in self._others.items() if now - other.heard_at > EXPIRY_SECONDS]:
@@ -325,6 +341,7 @@ class Replicas:
 
     def _forget(self, router_id: str, reason: str) -> None:
         del self._others[router_id]
+        self._stand()
         held = self._scheduler.booked_elsewhere(router_id)
         for key in held:
             self._scheduler.free(key, self._clock())

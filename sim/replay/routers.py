@@ -121,6 +121,7 @@ def _schedulers(make_policy: Callable[[], Policy], settings: Settings) -> list[S
         SharingScheduler(make_policy(), settings.block_size, seed=seed, name=f"r{seed}", lag_seconds=lag_seconds)
         for seed in seeds
     ]
-    for scheduler in sharing:
+    for rank, scheduler in enumerate(sharing):
         scheduler.others = [other for other in sharing if other is not scheduler]
+        scheduler.share(rank, len(sharing), lag_seconds)
     return [*sharing]

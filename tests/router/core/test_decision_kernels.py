@@ -56,3 +56,24 @@ def test_only_an_eligible_nan_counts() -> None:
 def test_warm_up_leaves_nothing_to_compile() -> None:
     warm_up()
     assert len(kernels.warm.signatures) == 1
+
+
+SCORES = st.floats(0, 100) | st.sampled_from([0.0, 1.0, 2.0, np.inf, np.nan])
+
+
+@settings(derandomize=True, deadline=None)
+@given(st.lists(st.tuples(SCORES, SCORES, st.booleans()), min_size=1, max_size=12), st.integers(0, 20))
+def test_spread(rows: list[tuple[float, float, bool]], count: int) -> None:
+    at_first, with_one, eligible = (np.array(column) for column in zip(*rows, strict=True))
+    precedence = np.arange(len(rows))[::-1] * 1e-9
+    expected = [0] * len(rows)
+    here = [slot for slot, row in enumerate(rows) if row[2]]
+    possible = bool(here) and all(np.isfinite(rows[slot][:2]).all() for slot in here)
+    for number in range(count + 1 if possible else 0):
+        rise = [after - before for before, after, _ in rows]
+        best = min(here, key=lambda slot: rows[slot][0] + expected[slot] * rise[slot] + precedence[slot])
+        possible = possible and rise[best] > 0
+        expected[best] += number < count
+    placed = np.zeros(len(rows), np.int64)
+    assert kernels.spread(at_first, with_one, precedence, eligible, count, placed) == possible
+    assert placed.tolist() == (expected if possible else [0] * len(rows))

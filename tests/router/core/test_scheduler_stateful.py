@@ -107,6 +107,10 @@ class AnyHistory(RuleBasedStateMachine):
         self.booked[request_id] = placement.target
         return request_id
 
+    @rule(place=st.sampled_from([(0, 1), (0, 2), (2, 3)]))
+    def share(self, place: tuple[int, int]) -> None:
+        self.scheduler.share(*place, 0.005)
+
     @rule(target=requests, author=st.sampled_from("xy"), where=TARGETS, hashes=PROMPTS, uncached=st.integers(1, 40))
     def book_elsewhere(self, author: str, where: Target, hashes: np.ndarray, uncached: int) -> str:
         request_id = f"{author}/r{next(self.numbers)}"

@@ -107,6 +107,24 @@ async def test_what_one_books_loads_the_other_and_is_freed_there() -> None:
     assert b.scheduler.statistics().expected_cached_tokens == 0  # accuracy is counted by who decided
 
 
+async def test_a_router_knows_what_crosses_its_bookings_and_what_was_only_made_up_for() -> None:
+    a, b = await acquainted()
+    for number in range(50):
+        a.now = b.now = float(number)
+        a.place(f"r{number}")
+        b.place(f"r{number}")
+        a.now = b.now = number + 0.003
+        for data in await a.say():
+            await b.hear(data)
+        await b.say()  # lost
+        for data in await b.state():
+            await a.hear(data)
+    assert b.replicas.statistics().unheard > 0.8
+    assert a.replicas.statistics().unheard == 0
+    await b.hear(messages.encode(RouterStatement("a", 999, 0, 1, [], leaving=True)))
+    assert b.replicas.statistics()[1:4] == (0, 0, 0)  # others, bookings, unheard: alone
+
+
 async def test_two_routers_do_not_choose_the_same_idle_worker() -> None:
     a, b = await acquainted()
     first = a.place("r")

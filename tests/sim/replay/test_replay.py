@@ -167,6 +167,23 @@ def test_routers_that_share_nothing_see_less_load():
     assert np.bincount(many.worker, minlength=3).max() > 8
 
 
+@pytest.mark.parametrize("policy", ["warm", "linear"])
+def test_routers_that_share_do_not_herd_in_bursts(policy):
+    draw = np.random.default_rng(2)
+    bursts, size = 60, 12
+    lengths = draw.lognormal(7, 1, bursts * size).astype(np.int64) + 1
+    trace = Trace.open_loop("bursts", np.repeat(np.arange(bursts) * 0.5, size), lengths, np.full(len(lengths), 20))
+
+    def ttft_seconds(**changes):
+        engine = EngineConfig(capacity_tokens=1 << 20, page_size=16)
+        outcome = replay(trace, lambda: create(policy), settings(workers=8, engine=engine, **changes))
+        return (outcome.first_token_seconds - outcome.arrival_seconds).mean()
+
+    one, apart = ttft_seconds(), ttft_seconds(routers=4)
+    sharing = ttft_seconds(routers=4, booking_lag_seconds=0.003)
+    assert one < sharing < 0.9 * apart
+
+
 def test_the_same_decision_everywhere_leaves_nothing_to_regret():
     trace = conversations()
     outcome = replay(trace, lambda: create("round-robin"), settings(workers=1))
