@@ -13,7 +13,9 @@
 `rate`         how many prompt tokens a second each target prefills, learned
 `policy`       filter → score → pick; one module per policy
 `paths`        as a whole at one target, or shared out to a prefill and a decode target
-`scheduler`    the composition: match → filter → score → pick → book
+`decider`      the read path: match → filter → score → pick
+`scheduler`    the composition: what is told of targets and requests, decisions, bookings
+`states`       what it tells of itself
 `pairs`        (sequence hash, target) → node, the table below predictions and bookings
 `chance`       the randomness of a decision
 `warmup`       everything compiled, loaded and run once, before the first request comes
@@ -25,7 +27,8 @@ Everything runs on one thread and returns at once: a decision sees every booking
 from router.core.decision import Candidate, Decision, NoTarget, Pair, Placement
 from router.core.paths import Path, Paths
 from router.core.request import Part, RoutingRequest, Target
-from router.core.scheduler import Scheduler, SchedulerStatistics, TargetState
+from router.core.scheduler import Scheduler
+from router.core.states import SchedulerStatistics, TargetState
 from router.core.warmup import warm_up
 
 __all__ = [

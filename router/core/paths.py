@@ -20,8 +20,9 @@ from router.core.decision import NoTarget, Pair, Placement
 from router.core.request import Part, RoutingRequest, Target
 
 if TYPE_CHECKING:
+    from router.core.decider import Considered
     from router.core.decision import Decision
-    from router.core.scheduler import Considered, Scheduler
+    from router.core.scheduler import Scheduler
 
 HELD_UP_WEIGHT = 0.3
 """How much a second by which a running request is held up counts, against a second of this request's own wait. Of 0, 0.05, 0.1, 0.3

@@ -1,137 +1,40 @@
-"""The composition: match → filter → score → pick → book."""
+"""The composition: what workers and requests tell → what is known → a decision → a booking."""
 
 from __future__ import annotations
 
 import logging
 from itertools import count
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from events.blocks import NO_HASHES
-from events.entry import entry
 from events.messages import BlocksRemoved, BlocksStored, CacheCleared, Tier, unpack_hashes
-from router.core import decision_kernels as kernels
-from router.core.chance import Chance
-from router.core.decision import Candidate, Decision, NoTarget, Placement
+from router.core.decider import Considered, Decider
+from router.core.decision import Decision, NoTarget, Placement
 from router.core.evidence import BeliefEvidence, Evidence
 from router.core.fleet import Fleet, FleetView
-from router.core.index import DEFAULT_MAX_BLOCKS, IndexStatistics, PrefixIndex
-from router.core.load import Booking, BookingObserver, Bookings, Reported, ReportedLoads
-from router.core.policy import filters
+from router.core.index import DEFAULT_MAX_BLOCKS, PrefixIndex
+from router.core.load import Booking, BookingObserver, Bookings, ReportedLoads
 from router.core.policy.decode_load import DecodeLoad
-from router.core.predicted import PredictedPresence, PredictedStatistics
-from router.core.presence import as_hashes
-from router.core.rate import PrefillRates, RateStatistics
+from router.core.predicted import PredictedPresence
+from router.core.rate import PrefillRates
 from router.core.request import Part, RoutingRequest, Target
-from router.core.unheard import Unheard, with_strangers
+from router.core.states import Elsewhere, Progress, SchedulerStatistics, TargetState
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from events.messages import CacheEvent, WorkerLoad
     from router.core.overlap import Overlap
     from router.core.policy import Policy
 
-__all__ = ["NoTarget", "Placement", "RoutingRequest", "Scheduler", "SchedulerStatistics", "Target", "TargetState"]
-
 logger = logging.getLogger(__name__)
-
-_has_nan = entry(kernels.has_nan)
-_SCORES = np.dtype(np.float64)
 
 _EXACT_SHARE = 16
 """Of a cache whose events come, that part is expected to be predicted at any time; of one without events, all of it."""
 _MOST_EXPECTED = 1 << 20
 """Predictions for which room is made before they come."""
-
-
-class TargetState(NamedTuple):
-    """One target, as the scheduler sees it now."""
-
-    target: Target
-    model: str
-    part: Part
-    available: bool
-    exact: bool
-    capacity_blocks: int
-    device_blocks: int
-    """Held by what its events say; so the next two."""
-    host_blocks: int
-    disk_blocks: int
-    predicted_blocks: int
-    requests: list[str]
-    """Ids of the requests that this router has booked there."""
-    requests_elsewhere: int
-    """Requests that other routers have booked there."""
-    prefill_tokens: int
-    """Uncached tokens booked there that still wait for their request's first token."""
-    decode_blocks: int
-    context_tokens: int
-    prefill_rate: float
-    """Tokens per second."""
-    reported: Reported | None
-
-
-class Progress(NamedTuple):
-    """Of the requests in flight on a target."""
-
-    progress: int
-    """Grows whenever one of them shows a token."""
-    prefill_seconds: float
-    """What the prefills booked there should take."""
-    waits_for_others: bool
-    """A prefill side begins when its decode side has memory for it: there its silence may come from."""
-
-
-class Elsewhere(NamedTuple):
-    """A request that another router has in flight."""
-
-    target: Target
-    prompt_tokens: int
-    uncached_tokens: int
-    prefilling: bool
-    """It waits for its first token."""
-
-
-class Considered(NamedTuple):
-    """A decision that was made and not booked: valid until anything else is told to the scheduler."""
-
-    request: RoutingRequest
-    slot: int
-    fleet: FleetView
-    score: float
-    target: Target
-
-
-class SchedulerStatistics(NamedTuple):
-    """Sizes now, and counts since the start."""
-
-    targets: int
-    requests: int
-    """Booked now, by this router."""
-    requests_elsewhere: int
-    """Booked now, by others."""
-    placements: int
-    refusals: dict[str, int]
-    """`NoTarget` by reason."""
-    unknown_requests: int
-    """Calls about requests that are not booked: freed before, or never placed; ignored."""
-    unknown_targets: int
-    """Calls about targets that are not there, such as late events; ignored."""
-    repeated_first_tokens: int
-    expected_cached_tokens: int
-    """What placements promised, summed over first tokens for which the engine told what was true: `actual_cached_tokens`."""
-    actual_cached_tokens: int
-    stale_reports: int
-    """Load reports of an epoch that is over; ignored."""
-    unheard_bookings: float
-    """Of other routers, that cross one of ours before word of them comes: a mean of the last ones."""
-    exact: IndexStatistics
-    predicted: PredictedStatistics
-    rates: RateStatistics
 
 
 class Scheduler:
@@ -164,26 +67,27 @@ class Scheduler:
         if block_size < 1:
             raise ValueError(f"block_size must be at least 1, not {block_size}")
         self._policy = policy
-        self._decode_policy = decode_policy or DecodeLoad()
         self._block_size = block_size
         self._ttl_seconds = {False: prediction_ttl_seconds, True: exact_prediction_ttl_seconds}
-        self._chance = Chance(seed)
         self._fleet = Fleet()
         self._index = PrefixIndex(max_index_blocks)
         self._predicted = PredictedPresence()
-        self._matcher = self._index.matcher(0, self._predicted.table)
-        self._seen: FleetView | None = None
-        self._asked: NDArray[np.uint64] = NO_HASHES
         self._bookings = Bookings()
         self._reported = ReportedLoads()
         self._rates = PrefillRates()
         self._evidence = BeliefEvidence()
-        self._unheard: dict[Part, Unheard] = {}
-        """Empty while nobody else decides."""
+        self._decider = Decider(
+            *(policy, decode_policy or DecodeLoad(), block_size, seed),
+            fleet=self._fleet,
+            index=self._index,
+            predicted=self._predicted,
+            bookings=self._bookings,
+            reported=self._reported,
+            rates=self._rates,
+        )
         self.observers: list[BookingObserver] = []
         """Told of every booking of this router's own."""
         self._tickets = count()
-        self._placements = 0
         self._refusals: dict[str, int] = {}
         self._unknown_targets = 0
         self._expected_cached_tokens = self._actual_cached_tokens = 0
@@ -221,8 +125,7 @@ class Scheduler:
             part=part,
             caches=caches,
         )
-        self._matcher = self._index.matcher(self._fleet.slots, self._predicted.table)
-        self._seen = None
+        self._decider.refit()
         expected_blocks = len(self._fleet) * (capacity_blocks // _EXACT_SHARE if exact else capacity_blocks)
         self._predicted.add_target(
             slot, self._ttl_seconds[exact], capacity_blocks, min(expected_blocks, _MOST_EXPECTED)
@@ -347,16 +250,12 @@ class Scheduler:
         """
         if request.request_id in self._bookings:
             raise ValueError(f"request {request.request_id!r} is booked already")
-        overlap = self._match(request, now)
-        fleet = self._view(request, overlap, now)
-        filters.eligible(self._fleet, request, fleet.eligible)
-        scores = self._scores(request, fleet, now)
-        slot = self._policy_for(request).pick(scores, fleet.eligible, self._chance)
-        return Considered(request, slot, fleet, float(scores[slot]), self._fleet.target(slot))
+        self._predicted.expire(now)
+        return self._decider.consider(request, now)
 
     def book(self, considered: Considered, now: float) -> Placement:
         """Book what was considered, if nothing but other considerations and bookings on other targets came between. O(blocks)."""
-        placement = self._placement(considered)
+        placement = self._decider.placement(considered)
         self._book(considered.request, considered.slot, considered.fleet, now)
         return placement
 
@@ -369,18 +268,8 @@ class Scheduler:
 
         :raises ValueError: as `place`, except that the request may be booked.
         """
-        overlap = self._match(request, now)
-        fleet = self._view(request, overlap, now)
-        try:
-            filters.eligible(self._fleet, request, fleet.eligible)
-        except NoTarget as none:
-            name = self._policy_for(request).name
-            return Decision(request.request_id, name, self._candidates(request, fleet), None, str(none))
-        scores = self._scores(request, fleet, now)
-        policy = self._policy_for(request)
-        slot = policy.pick(scores, fleet.eligible, self._chance)
-        candidates = self._candidates(request, fleet, scores, slot)
-        return Decision(request.request_id, policy.name, candidates, self._fleet.target(slot), None)
+        self._predicted.expire(now)
+        return self._decider.explain(request, now)
 
     def first_token(self, request_id: str, cached_tokens: int | None, now: float) -> None:
         """A request's prefill is done; `cached_tokens` is what the engine says it did not have to compute. O(1)."""
@@ -450,11 +339,7 @@ class Scheduler:
         """
         if not 0 <= rank < routers:
             raise ValueError(f"rank must be in [0, {routers}), the number of routers, not {rank}")
-        if routers == 1:
-            self._unheard.clear()
-            return
-        for part in Part:
-            self._unheard.setdefault(part, Unheard(lag_seconds)).stand(rank, routers)
+        self._decider.share(rank, routers, lag_seconds)
 
     def book_elsewhere(
         self,
@@ -476,9 +361,10 @@ class Scheduler:
         slot = self._fleet.slot(target)
         if slot is None or request.request_id in self._bookings:
             return False
-        if just_now and self._unheard:
-            self._unheard[self._fleet.part(slot)].heard(now)
-        self._book_at(slot, request, uncached_tokens, self._match(request, now), now, author)
+        if just_now:
+            self._decider.booked_elsewhere(slot, now)
+        self._predicted.expire(now)
+        self._book_at(slot, request, uncached_tokens, self._decider.match(request), now, author)
         return True
 
     def is_booked(self, request_id: str) -> bool:
@@ -511,7 +397,7 @@ class Scheduler:
             targets=len(self._fleet),
             requests=len(self._bookings) - self._bookings.elsewhere,
             requests_elsewhere=self._bookings.elsewhere,
-            placements=self._placements,
+            placements=self._decider.decisions,
             refusals=dict(self._refusals),
             unknown_requests=self._bookings.unknown_requests,
             unknown_targets=self._unknown_targets,
@@ -519,7 +405,7 @@ class Scheduler:
             expected_cached_tokens=self._expected_cached_tokens,
             actual_cached_tokens=self._actual_cached_tokens,
             stale_reports=self._reported.stale,
-            unheard_bookings=max((unheard.expected for unheard in self._unheard.values()), default=0.0),
+            unheard_bookings=self._decider.unheard_bookings,
             exact=self._index.statistics(),
             predicted=self._predicted.statistics(),
             rates=self._rates.statistics(),
@@ -550,95 +436,10 @@ class Scheduler:
 
     # ---- the steps of a decision
 
-    def _match(self, request: RoutingRequest, now: float) -> Overlap:
-        if len(request.hashes) > request.prompt_tokens // self._block_size:
-            raise ValueError(
-                f"request {request.request_id!r} has {len(request.hashes)} hashes, but {request.prompt_tokens} prompt tokens are"
-                f" {request.prompt_tokens // self._block_size} full blocks of {self._block_size}"
-            )
-        self._predicted.expire(now)
-        return self._matcher(as_hashes(request.hashes))
-
-    def _view(self, request: RoutingRequest, overlap: Overlap, now: float) -> FleetView:
-        """What a policy sees: the same arrays each time, brought up to date. `eligible` is for the filters to write."""
-        rates, page_size = self._rates.rates(), self._fleet.columns["page_size"]
-        view = self._seen
-        if view is None or view.prefill_rate is not rates:
-            view = self._seen = self._new_view(overlap, rates)
-        overlap.uncached_tokens(request.prompt_tokens, self._block_size, page_size, view.uncached_tokens)
-        self._reported.prefill_tokens(rates, now, view.reported_prefill_tokens)
-        self._asked = request.hashes
-        return view
-
-    def _new_view(self, overlap: Overlap, rates: NDArray[np.float64]) -> FleetView:
-        static, booked, slots = self._fleet.columns, self._bookings.columns, self._fleet.slots
-        return FleetView(
-            block_size=self._block_size,
-            eligible=np.zeros(slots, np.bool_),
-            overlap=overlap,
-            active_blocks=lambda: self._bookings.active_blocks(self._asked),
-            held_blocks=self._held_blocks,
-            uncached_tokens=np.empty(slots, np.int64),
-            prefill_tokens=booked["prefill_tokens"],
-            reported_prefill_tokens=np.empty(slots),
-            active_requests=booked["active_requests"],
-            decode_blocks=booked["decode_blocks"],
-            context_tokens=booked["context_tokens"],
-            prefill_rate=rates,
-            capacity_blocks=static["capacity_blocks"],
-            max_running_requests=static["max_running_requests"],
-            last_placed=static["last_placed"],
-        )
-
-    def _policy_for(self, request: RoutingRequest) -> Policy:
-        return self._decode_policy if request.part is Part.DECODE else self._policy
-
-    def _scores(self, request: RoutingRequest, fleet: FleetView, now: float) -> NDArray[np.float64]:
-        unheard = self._unheard.get(request.part)
-        if unheard is not None and unheard.is_expected(now):
-            foreseen = self._foreseen(request, fleet, unheard)
-            if foreseen is not None:
-                scores: NDArray[np.float64] = self._score(request, foreseen) + self._fleet.columns["precedence"]
-                return scores
-        return self._score(request, fleet)
-
-    def _foreseen(self, request: RoutingRequest, fleet: FleetView, unheard: Unheard) -> FleetView | None:
-        """The targets with what others place there at this moment. None: the policy does not go by loads."""
-        here = np.count_nonzero(fleet.eligible) / self._fleet.count(
-            request.part
-        )  # other models have others' requests, too
-        count, precedence = round(unheard.ahead() * here), self._fleet.columns["precedence"]
-        return with_strangers(fleet, count, unheard.stranger(request.part), self._score, precedence)
-
-    def _score(self, request: RoutingRequest, fleet: FleetView) -> NDArray[np.float64]:
-        policy = self._policy_for(request)
-        scores = policy.score(fleet, request, self._chance.of(self._placements))
-        if scores.shape != fleet.eligible.shape or scores.dtype != _SCORES or _has_nan(scores, fleet.eligible):
-            raise ValueError(f"policy {policy.name!r} must score each eligible target with a float64, not {scores!r}")
-        return scores
-
-    def _placement(self, considered: Considered) -> Placement:
-        request, slot, fleet = considered.request, considered.slot, considered.fleet
-        prefills = request.part is not Part.DECODE
-        device, host, disk, predicted = [blocks.item(slot) for blocks in fleet.overlap]
-        uncached_tokens: int = fleet.uncached_tokens.item(slot)
-        return Placement(
-            target=considered.target,
-            overlap_blocks=device + host + disk + predicted,
-            predicted_blocks=predicted,
-            cached_tokens=request.prompt_tokens - uncached_tokens,
-            uncached_tokens=uncached_tokens,
-            score=considered.score,
-            predicted_ttft_seconds=fleet.ttft_seconds_of(slot) if prefills and self._rates.learned else None,
-        )
-
     def _book(self, request: RoutingRequest, slot: int, fleet: FleetView, now: float) -> None:
         uncached_tokens: int = fleet.uncached_tokens.item(slot)
         booking = self._book_at(slot, request, uncached_tokens, fleet.overlap, now)
-        if self._unheard:
-            self._unheard[request.part].placed(booking.uncached_tokens, request.prompt_tokens, now)
-        self._fleet.columns["last_placed"][slot] = self._placements
-        self._placements += 1
+        self._decider.booked(slot, booking, now)
         for observer in self.observers:
             observer.booked(self._fleet.target(slot), booking)
 
@@ -679,10 +480,6 @@ class Scheduler:
         page_size: int = self._fleet.columns["page_size"].item(slot)
         return tokens // page_size * page_size // self._block_size
 
-    def _held_blocks(self) -> NDArray[np.int64]:
-        held = [self._index.held_blocks(slot) + self._predicted.held_blocks(slot) for slot in range(self._fleet.slots)]
-        return np.array(held, np.int64)
-
     def _compare(self, booking: Booking, cached_tokens: int) -> None:
         """Hits where events are in step: elsewhere nobody promised any."""
         if self._fleet.columns["exact"][booking.slot]:
@@ -705,34 +502,6 @@ class Scheduler:
                 )
             self._unknown_targets += 1
         return slot
-
-    def _candidates(
-        self,
-        request: RoutingRequest,
-        fleet: FleetView,
-        scores: NDArray[np.float64] | None = None,
-        chosen: int | None = None,
-    ) -> list[Candidate]:
-        refusals = filters.refusals(self._fleet, request)
-        return [
-            Candidate(
-                target=target,
-                refusal=refusals.get(slot),
-                device_blocks=int(fleet.overlap.device_blocks[slot]),
-                host_blocks=int(fleet.overlap.host_blocks[slot]),
-                disk_blocks=int(fleet.overlap.disk_blocks[slot]),
-                predicted_blocks=int(fleet.overlap.predicted_blocks[slot]),
-                uncached_tokens=int(fleet.uncached_tokens[slot]),
-                prefill_tokens=int(fleet.prefill_tokens[slot]),
-                reported_prefill_tokens=float(fleet.reported_prefill_tokens[slot]),
-                active_requests=int(fleet.active_requests[slot]),
-                decode_blocks=int(fleet.decode_blocks[slot]),
-                prefill_rate=float(fleet.prefill_rate[slot]),
-                score=float(scores[slot]) if scores is not None and slot not in refusals else None,
-                chosen=slot == chosen,
-            )
-            for slot, target in self._fleet.items()
-        ]
 
     def _state(self, slot: int, target: Target) -> TargetState:
         static, booked = self._fleet.columns, self._bookings.columns

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from router.core import Scheduler, Target
     from router.core.evidence import Evidence
-    from router.core.scheduler import TargetState
+    from router.core.states import TargetState
     from router.metrics import Metrics
     from router.service.feed import EventFeed
 

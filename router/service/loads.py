@@ -8,7 +8,7 @@ from router.core import Part
 from router.core.decision_kernels import REPORT_LIFETIME_SECONDS
 
 if TYPE_CHECKING:
-    from router.core.scheduler import TargetState
+    from router.core.states import TargetState
 
 
 def compared(state: TargetState, now: float) -> dict[str, Any]:

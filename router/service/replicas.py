@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from events.messages import RequestChange
     from router.core import Scheduler
     from router.core.load import Booking
-    from router.core.scheduler import Elsewhere
+    from router.core.states import Elsewhere
 
 logger = logging.getLogger(__name__)
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from events.membership import Registry, WorkerCard
     from router.core import Scheduler
     from router.core.load import Reported
-    from router.core.scheduler import TargetState
+    from router.core.states import TargetState
     from router.dispatch.errors import EngineError
     from router.frontend.models import ServedModel
     from router.service.feed import EventFeed

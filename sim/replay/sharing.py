@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from router.core import Target
+    from router.core.decider import Considered
     from router.core.load import Booking
-    from router.core.scheduler import Considered
 
 
 class _Said(NamedTuple):
