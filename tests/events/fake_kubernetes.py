@@ -8,6 +8,7 @@ from typing import Any
 from aiohttp import web
 from kubernetes_asyncio import client
 
+VERBS = {"GET": "list", "POST": "create", "PUT": "update", "DELETE": "delete"}
 PATH = "/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
 
 
@@ -17,7 +18,8 @@ class FakeKubernetes:
     def __init__(self) -> None:
         self.leases: dict[tuple[str, str], dict[str, Any]] = {}
         self.failing = False
-        self.requests = 0
+        self.verbs: list[str] = []
+        """What was asked, by the names that roles allow it with."""
         self._version = 0
         self._runner: web.AppRunner | None = None
         self.url = ""
@@ -50,7 +52,8 @@ class FakeKubernetes:
 
     @web.middleware
     async def _troubled(self, request: web.Request, handler: Any) -> web.StreamResponse:
-        self.requests += 1
+        single = "name" in request.match_info
+        self.verbs.append("get" if single and request.method == "GET" else VERBS[request.method])
         if self.failing:
             return _status(503, "ServiceUnavailable")
         response: web.StreamResponse = await handler(request)
