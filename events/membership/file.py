@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, TypeVar
 from events import subjects
 from events.membership import RegistryError
 from events.membership.card_folder import CardFolder
+from events.membership.kept import KeptRegistry
 from events.membership.own_card import OwnCard
-from events.membership.polled import PolledRegistry
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 
-class FileRegistry(PolledRegistry):
+class FileRegistry(KeptRegistry):
     """The cards of a namespace in `<path>/<namespace>/`; the folder is made if it is missing.
 
     A look is one stat per card; only what changed is read.

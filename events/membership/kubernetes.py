@@ -23,7 +23,7 @@ from kubernetes_asyncio.client.exceptions import ApiException
 from events import subjects
 from events.membership import RegistryError, WorkerCard, card_codec
 from events.membership.card_codec import UnreadableCard
-from events.membership.polled import PolledRegistry, Superseded
+from events.membership.kept import KeptRegistry, Superseded
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -65,7 +65,7 @@ class _Sighting(NamedTuple):
     card: WorkerCard | None  # None: unreadable
 
 
-class KubernetesRegistry(PolledRegistry):
+class KubernetesRegistry(KeptRegistry):
     """The cards of a namespace of warmpath's, as leases in a namespace of Kubernetes'.
 
     At the first look at a lease its age is by the wall clock, so clocks must agree within the time to live; after that by ours.

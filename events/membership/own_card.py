@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from events.membership import card_file
 from events.membership.card_codec import UnreadableCard
-from events.membership.polled import Superseded
+from events.membership.kept import Superseded
 
 if TYPE_CHECKING:
     from pathlib import Path

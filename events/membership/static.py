@@ -33,7 +33,7 @@ class StaticRegistry(PolledRegistry):
     """The cards of the servers at `urls`, looked at every `poll_seconds`."""
 
     def __init__(self, urls: Sequence[str], poll_seconds: float = 2.0) -> None:
-        super().__init__(ttl_seconds=MISSES * poll_seconds, poll_seconds=poll_seconds)
+        super().__init__(poll_seconds)
         self._urls = list(urls)
         self._cards: dict[str, WorkerCard] = {}  # by URL, of servers that are there
         self._missed: dict[str, int] = {}
@@ -41,14 +41,15 @@ class StaticRegistry(PolledRegistry):
     def __repr__(self) -> str:
         return f"<StaticRegistry of {len(self._urls)} servers, {len(self._cards)} there>"
 
-    async def _put(self, card: WorkerCard) -> None:
+    async def register(self, card: WorkerCard) -> None:
+        """Refuse: the list is fixed.
+
+        :raises RegistryError: always.
+        """
         raise RegistryError(f"worker {card.worker_id}: a fixed list of servers takes no cards")
 
-    async def _renew(self, card: WorkerCard) -> bool:
-        raise AssertionError(f"{card.worker_id} was never taken")
-
-    async def _withdraw(self, card: WorkerCard) -> None:
-        raise AssertionError(f"{card.worker_id} was never taken")
+    async def unregister(self, worker_id: str) -> None:
+        """Nothing is ever registered here."""
 
     async def _look(self) -> dict[str, WorkerCard]:
         """Ask every server, at once."""
