@@ -361,10 +361,10 @@ class Scheduler:
         slot = self._fleet.slot(target)
         if slot is None or request.request_id in self._bookings:
             return False
-        if just_now:
-            self._decider.booked_elsewhere(slot, now)
         self._predicted.expire(now)
         self._book_at(slot, request, uncached_tokens, self._decider.match(request), now, author)
+        if just_now:
+            self._decider.booked_elsewhere(slot, now)
         return True
 
     def is_booked(self, request_id: str) -> bool:

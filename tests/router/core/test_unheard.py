@@ -237,6 +237,23 @@ def test_decode_sides_are_foreseen_apart_from_prefill_sides() -> None:
     assert router.place(request("burst too", part=Part.PREFILL), 200.0).target == Target("prefill", 0)
 
 
+def test_a_booking_that_does_not_fit_and_is_made_anew_crosses_once() -> None:
+    router = scheduler()
+    router.share(0, 2, LAG)
+    router.place(request("mine"), 0.0)
+    misfit = RoutingRequest("x/1", np.arange(1, 9, dtype=np.uint64), 1)
+    with pytest.raises(ValueError, match="8 hashes"):
+        router.book_elsewhere("x", misfit, Target("w", 0), 1, LAG)
+    router.book_elsewhere("x", request("x/1", 1), Target("w", 0), 1, LAG)
+    once = scheduler()
+    once.share(0, 2, LAG)
+    once.place(request("mine"), 0.0)
+    once.book_elsewhere("x", request("x/1", 1), Target("w", 0), 1, LAG)
+    for each in (router, once):
+        each.place(request("later"), 1.0)
+    assert router.statistics().unheard_bookings == once.statistics().unheard_bookings > 0
+
+
 @pytest.mark.parametrize(("rank", "routers"), [(-1, 2), (2, 2), (0, 0)])
 def test_there_is_no_such_rank(rank: int, routers: int) -> None:
     with pytest.raises(ValueError, match="rank must be in"):
