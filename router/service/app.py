@@ -91,12 +91,14 @@ async def _reconnected(feed: EventFeed | None, replicas: Replicas | None) -> Non
 
 async def _unless(stopping: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
     """Do some work, and give it up when it is time to stop."""
-    tasks = {asyncio.create_task(work), asyncio.create_task(stopping.wait())}
+    working, waiting = asyncio.create_task(work), asyncio.create_task(stopping.wait())
     try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({working, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            await working  # what it raised is not lost
     finally:
-        for task in tasks:
-            task.cancel()
+        working.cancel()
+        waiting.cancel()
 
 
 class RouterService:
